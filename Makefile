@@ -1,0 +1,122 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# make demo    everything from a bare clone to accelerated redis and nginx, with a report
+# make test    every check; make help lists the single steps
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
+TARBALL := build/colocated-tcp_sm-$(VERSION).tar.gz
+BIN := .venv/bin
+PY := $(BIN)/python
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_FORCE_COLOR ?= 0
+
+BPF_SRC := $(wildcard bpf/*.bpf.c)
+BPF_OBJ := $(BPF_SRC:bpf/%.bpf.c=build/bpf/%.bpf.o)
+# asm/types.h lies below the machine's multiarch folder, which clang does not search for BPF.
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -std=gnu11 -Wall -Werror \
+	-fdebug-prefix-map=$(CURDIR)=. -Ibpf -Ibpf/include \
+	-idirafter /usr/include/$(shell uname -m)-linux-gnu
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: setup
+setup:  ## install Debian packages, .venv and collections
+	@scripts/setup.sh
+
+.PHONY: bpf
+bpf: $(BPF_OBJ)  ## compile the BPF objects to build/bpf
+	@test -n "$(BPF_SRC)" || { echo "bpf: no bpf/*.bpf.c to compile" >&2; exit 1; }
+
+build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h bpf/include/*.h) Makefile
+	@mkdir -p $(@D)
+	@echo "bpf: $@"
+	@clang $(BPF_CFLAGS) -c $< -o $@
+	@llvm-strip -g $@
+
+.PHONY: build
+build: bpf  ## fill the roles' files and build the Galaxy tarball
+	@$(PY) scripts/build.py $(TARBALL)
+
+# Checks. Each target is one stage of `make test`; see scripts/stages.py for their order.
+
+PYTHON_PATHS = $(wildcard plugins scripts tests roles)
+MYPY_PATHS = $(wildcard scripts) $(shell find tests -name '*.py' -not -path 'tests/output/*' 2>/dev/null)
+
+.PHONY: lint lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf
+lint: lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf  ## run every linter
+lint-ruff:
+	@ruff check $(PYTHON_PATHS)
+lint-format:
+	@ruff format --check $(PYTHON_PATHS)
+lint-mypy:
+	@$(PY) scripts/typecheck.py
+lint-yaml:
+	@yamllint --strict .
+lint-ansible:
+	@ansible-lint --offline --profile production
+lint-bpf:
+	@scripts/lint-bpf.sh
+
+JUNIT := build/test/junit
+PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
+
+.PHONY: unit units sanity integration bpf-test molecule traffic faults package-test
+unit:  ## pytest units
+	@$(PYTEST) tests/unit
+units: ## ansible-test units
+	@$(PY) scripts/ansible_test.py units
+sanity:  ## ansible-test sanity
+	@$(PY) scripts/ansible_test.py sanity
+integration: build  ## ansible-test integration
+	@$(PY) scripts/ansible_test.py integration
+bpf-test: bpf  ## the BPF programs by themselves
+	@$(PYTEST) tests/bpf
+traffic: build  ## real programs over accelerated sockets
+	@$(PYTEST) tests/traffic
+faults: build  ## bad input and crashes
+	@$(PYTEST) tests/faults
+package-test: build  ## install the tarball elsewhere and run from there
+	@$(PYTEST) tests/package
+molecule: build  ## molecule scenarios
+	@molecule test --all --shared-state
+
+.PHONY: test
+test: setup  ## everything
+	@$(PY) scripts/stages.py
+
+.PHONY: soak
+soak: build  ## the long run; SOAK_SECONDS bounds it (default 600)
+	@TCP_SM_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(PYTEST) --timeout=0 -m soak tests/traffic
+
+# The lab: this machine as the host, two containers in a network namespace.
+
+LAB := -i inventories/lab
+
+.PHONY: lab demo bench clean-lab
+lab: build  ## start the lab
+	@ansible-playbook $(LAB) playbooks/lab.yml
+demo: setup  ## from a bare clone to a report
+	@$(MAKE) --no-print-directory build lab
+	@ansible-playbook $(LAB) playbooks/site.yml
+	@$(PY) scripts/demo.py
+bench: setup  ## compare with TCP, a naive sockmap and AF_UNIX
+	@$(MAKE) --no-print-directory build lab
+	@ansible-playbook $(LAB) playbooks/site.yml
+	@ansible-playbook $(LAB) playbooks/bench.yml
+clean-lab:  ## remove the lab and what the demo applied
+	@ansible-playbook $(LAB) playbooks/remove.yml
+	@ansible-playbook $(LAB) playbooks/lab.yml -e lab_state=absent
+
+.PHONY: clean
+clean:  ## remove what was built; .venv and caches stay
+	@rm -rf build/bpf build/*.tar.gz build/test build/report roles/host/files
