@@ -1,0 +1,50 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters of the collection: role variables to map entries, results to text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import rules
+
+
+def _checked(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call ``function``; a refused value becomes the error Ansible shows."""
+    try:
+        return function(*args)
+    except rules.RuleError as error:
+        raise AnsibleFilterError(f"colocated.tcp_sm.{name}: {error}") from error
+
+
+def config_entry(settings: Any, prefix: str = "container_") -> list[rules.Entry]:
+    """See ``tcp_sm_config_entry.yml``."""
+    if not isinstance(settings, Mapping):
+        raise AnsibleFilterError(
+            "colocated.tcp_sm.tcp_sm_config_entry: the input must be a dictionary of "
+            f"settings such as mode and small_write, not {type(settings).__name__}."
+        )
+    return _checked("tcp_sm_config_entry", rules.config_entries, settings, prefix)
+
+
+def port_entries(include: Any, exclude: Any = (), prefix: str = "container_") -> list[rules.Entry]:
+    """See ``tcp_sm_port_entries.yml``."""
+    return _checked("tcp_sm_port_entries", rules.port_entries, include, exclude, prefix)
+
+
+def cidr_entries(include: Any, exclude: Any = (), prefix: str = "container_") -> list[rules.Entry]:
+    """See ``tcp_sm_cidr_entries.yml``."""
+    return _checked("tcp_sm_cidr_entries", rules.cidr_entries, include, exclude, prefix)
+
+
+class FilterModule:
+    """Entry point for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "tcp_sm_config_entry": config_entry,
+            "tcp_sm_port_entries": port_entries,
+            "tcp_sm_cidr_entries": cidr_entries,
+        }

@@ -1,0 +1,50 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Do the filters give Ansible what the modules take, and errors it can show?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.colocated.tcp_sm.plugins.filter.tcp_sm import FilterModule
+
+FILTERS = FilterModule().filters()
+
+
+def test_the_filters_make_entries():
+    (entry,) = FILTERS["tcp_sm_config_entry"]({"mode": "pass", "ports_include": [80]})
+    assert (entry["value"]["mode"], entry["value"]["ports_included"]) == (0, 1)
+    assert FILTERS["tcp_sm_port_entries"]([80], [22]) == [
+        {"key": 22, "value": 2},
+        {"key": 80, "value": 1},
+    ]
+    assert FILTERS["tcp_sm_cidr_entries"]([], ["::1"]) == [
+        {"key": {"prefixlen": 128, "addr": "::1"}, "value": 2}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("tcp_sm_config_entry", ({"mode": "off"},), "container_mode: 'off' is not valid"),
+        ("tcp_sm_config_entry", ("on",), "must be a dictionary of settings .* not str"),
+        ("tcp_sm_port_entries", ([99999],), "container_ports_include: 99999"),
+        ("tcp_sm_port_entries", ([], ["x"], "my_"), "my_ports_exclude: 'x'"),
+        ("tcp_sm_cidr_entries", (["10.0.0.1/8"],), "container_cidrs_include: '10.0.0.1/8'"),
+    ],
+)
+def test_errors_name_filter_and_role_variable(name, args, message):
+    with pytest.raises(AnsibleFilterError, match=f"colocated.tcp_sm.{name}: .*{message}"):
+        FILTERS[name](*args)
+
+
+def test_every_filter_has_documentation_and_only_they():
+    folder = Path(__file__).parents[4] / "plugins" / "filter"
+    pages = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yml")}
+    assert set(pages) == set(FILTERS)
+    for name, page in pages.items():
+        assert page["DOCUMENTATION"]["name"] == name
+        assert {"EXAMPLES", "RETURN"} <= set(page)
