@@ -1,0 +1,280 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs servers and clients of one workload, arm against arm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from .model import TCP, UNIX, Sample, Samples, Workload, order, port_of, summarise
+from .stage import Place, Stage, place
+
+RUN_TIMEOUT = 30.0
+READY_TIMEOUT = 10.0
+
+_NGINX = """daemon off; worker_processes 1; error_log stderr; pid {directory}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
+  client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
+  uwsgi_temp_path {directory}; scgi_temp_path {directory};
+  server {{ listen {address}:{port}; root {directory}; }}
+}}
+"""
+
+
+class RunError(RuntimeError):
+    """One run gave no result; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a client reports: operations, and the value in the workload's unit."""
+
+    ops: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of one workload: where it runs."""
+
+    name: str
+    workload: Workload
+    place: Place
+    stage: Stage
+    load_tool: Path
+
+    @property
+    def port(self) -> int:
+        return port_of(self.workload, self.name)
+
+    @property
+    def directory(self) -> Path:
+        return self.stage.directory / f"{self.workload.name}-{self.name}"
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "socket"
+
+    def command(self, netns: str, words: list[str]) -> list[str]:
+        """nsenter executes the program in its own process, so the pid stays."""
+        return ["nsenter", f"--net=/run/netns/{netns}", *words]
+
+    def enter(self, side: str) -> Callable[[], None]:
+        """For preexec_fn: the child moves itself before it executes anything."""
+        procs = self.stage.cgroup(self.name, side) / "cgroup.procs"
+        return lambda: procs.write_text("0") and None
+
+    def run(self, words: list[str]) -> str:
+        """A client's standard output; RunError when it fails or hangs."""
+        command = self.command(self.place.client_netns, words)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False,
+                                  timeout=RUN_TIMEOUT, preexec_fn=self.enter("client"))
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"`{' '.join(words)}` hung for {RUN_TIMEOUT:.0f} s") from error
+        if done.returncode:
+            raise RunError(f"`{' '.join(words)}` failed ({done.returncode}): "
+                           f"{(done.stderr or done.stdout).strip()[-300:]}")
+        return done.stdout
+
+
+class Server(AbstractContextManager["Server"]):
+    """A server process of one arm, ready when entered."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+
+    def __enter__(self) -> Server:
+        arm = self.arm
+        arm.directory.mkdir(parents=True, exist_ok=True)
+        self.log = (arm.directory / "server.log").open("w+")
+        words = SERVERS[arm.workload.tool](arm)
+        self.process = subprocess.Popen(
+            arm.command(arm.place.server_netns, words), stdin=subprocess.DEVNULL,
+            stdout=self.log, stderr=self.log, preexec_fn=arm.enter("server"))
+        try:
+            self._wait_ready(words)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def _wait_ready(self, words: list[str]) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not self._listens():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.log.seek(0)
+                raise RunError(f"server `{' '.join(words)}` did not start listening: "
+                               f"{self.log.read().strip()[-300:]}")
+            time.sleep(0.005)
+
+    def _listens(self) -> bool:
+        """Looks the listener up in the server's own tables: a probing connection would be the
+        first connection that the accelerator learns from."""
+        if self.arm.name == UNIX:
+            return self.arm.socket.exists()
+        table = Path(f"/proc/{self.process.pid}/net/tcp").read_text()
+        return re.search(rf":{self.arm.port:04X} 00000000:0000 0A ", table) is not None
+
+
+def _load_target(arm: Arm) -> list[str]:
+    return [str(arm.socket), "0"] if arm.name == UNIX else [arm.place.address, str(arm.port)]
+
+
+def _load_server(arm: Arm) -> list[str]:
+    return [str(arm.load_tool), "serve", *_load_target(arm)]
+
+
+def _redis_server(arm: Arm) -> list[str]:
+    listen = (["--port", "0", "--unixsocket", str(arm.socket)] if arm.name == UNIX
+              else ["--port", str(arm.port), "--bind", arm.place.address])
+    return ["redis-server", *listen, "--save", "", "--appendonly", "no", "--dir",
+            str(arm.directory), "--protected-mode", "no"]
+
+
+def _wrk_server(arm: Arm) -> list[str]:
+    (arm.directory / "file").write_bytes(os.urandom(arm.workload.size))
+    arm.directory.chmod(0o755)
+    config = arm.directory / "nginx.conf"
+    config.write_text(_NGINX.format(directory=arm.directory, address=arm.place.address,
+                                    port=arm.port))
+    return ["nginx", "-c", str(config), "-e", "stderr"]
+
+
+def _load_client(arm: Arm, seconds: float) -> Count:
+    workload = arm.workload
+    out = json.loads(arm.run([str(arm.load_tool), workload.mode, *_load_target(arm),
+                              str(workload.size), str(seconds)]))
+    if not out["ops"]:
+        raise RunError(f"{workload.name} over {arm.name} moved nothing in {seconds} s")
+    value = {"MB/s": out["bytes"] / out["seconds"] / 1e6, "conn/s": out["ops"] / out["seconds"],
+             "us": out["seconds"] / out["ops"] * 1e6}[workload.unit]
+    return Count(out["ops"], value)
+
+
+def _redis_client(arm: Arm, seconds: float) -> Count:
+    """redis-benchmark counts requests, not seconds: 2,000 batches tell how many fit."""
+    target = (["-s", str(arm.socket)] if arm.name == UNIX
+              else ["-h", arm.place.address, "-p", str(arm.port)])
+    requests = int(seconds * _REDIS_RATE.get(arm.workload.name, 0)) or 2000 * arm.workload.pipeline
+    out = arm.run(["redis-benchmark", *target, "-c", str(arm.workload.clients), "-n",
+                   str(requests), "-P", str(arm.workload.pipeline), "-t", arm.workload.mode,
+                   "--csv"])
+    return Count(requests, parse_redis(out))
+
+
+def _wrk_client(arm: Arm, seconds: float) -> Count:
+    """wrk takes whole seconds only."""
+    return parse_wrk(arm.run(["wrk", "-t1", f"-c{arm.workload.clients}",
+                              f"-d{max(1, round(seconds))}s",
+                              f"http://{arm.place.address}:{arm.port}/file"]))
+
+
+def parse_redis(text: str) -> float:
+    """Requests per second from redis-benchmark's CSV."""
+    rows = [row for row in csv.reader(text.splitlines()) if len(row) > 1 and row[0] != "test"]
+    if len(rows) != 1:
+        raise RunError(f"redis-benchmark printed {text.strip()[-300:]!r} in place of one result")
+    return float(rows[0][1])
+
+
+def parse_wrk(text: str) -> Count:
+    """Requests, and requests per second, from wrk's report; errors in it are failures."""
+    rate = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.M)
+    total = re.search(r"^\s*(\d+) requests in ", text, re.M)
+    trouble = re.search(r"Socket errors:.*|Non-2xx.*", text)
+    if not rate or not total or trouble or float(rate[1]) == 0:
+        reason = trouble[0] if trouble else text.strip()[-300:]
+        raise RunError(f"wrk reports no clean result: {reason}")
+    return Count(float(total[1]), float(rate[1]))
+
+
+SERVERS = {"load": _load_server, "redis": _redis_server, "wrk": _wrk_server}
+CLIENTS = {"load": _load_client, "redis": _redis_client, "wrk": _wrk_client}
+_REDIS_RATE: dict[str, float] = {}
+
+
+def _measure(arm: Arm, seconds: float) -> Sample:
+    before = arm.stage.cpu_seconds(arm.name) + _ksoftirqd_seconds()
+    count = CLIENTS[arm.workload.tool](arm, seconds)
+    used = arm.stage.cpu_seconds(arm.name) + _ksoftirqd_seconds() - before
+    return Sample(count.value, used / count.ops)
+
+
+@cache
+def _ksoftirqd() -> tuple[Path, ...]:
+    """schedstat files of the kernel's packet threads; none when /proc hides them."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if comm.read_text().startswith("ksoftirqd/"):
+                found.append(comm.parent / "schedstat")
+    return tuple(found)
+
+
+def _ksoftirqd_seconds() -> float:
+    """Packet work that the kernel moved out of the processes; machine-wide, small."""
+    return sum(int(path.read_text().split()[0]) for path in _ksoftirqd()) / 1e9
+
+
+def _warm_up(arm: Arm) -> None:
+    """The first connection of a server port is only watched; all arms get the same start."""
+    _REDIS_RATE.pop(arm.workload.name, None)
+    for _ in range(2):
+        count = CLIENTS[arm.workload.tool](arm, 0.1)
+        if arm.name == TCP and arm.workload.tool == "redis":
+            _REDIS_RATE[arm.workload.name] = count.value
+
+
+def run_workload(stage: Stage, topology: str, workload: Workload, arms: list[str], runs: int,
+                 seconds: float, load_tool: Path) -> dict[str, object]:
+    """Runs every arm `runs` times, interleaved; returns the report's entry.
+
+    An arm that fails is noted in `errors`, and its failed runs are left out.
+    """
+    where = place(stage.name, topology)
+    wanted = {name: Arm(name, workload, where, stage, load_tool)
+              for name in workload.arms if name in arms}
+    samples = Samples({name: [] for name in wanted})
+    with ExitStack() as stack:
+        for name, arm in wanted.items():
+            stack.enter_context(Server(arm))
+            _guard(samples, name, lambda arm=arm: _warm_up(arm))
+        for turn in order(list(wanted), runs):
+            for name in turn:
+                arm = wanted[name]
+                got = _guard(samples, name, lambda arm=arm: _measure(arm, seconds))
+                samples.by_arm[name].append(got)
+    return summarise(topology, workload, samples)
+
+
+def _guard(samples: Samples, name: str, action: Callable[[], Sample | None]) -> Sample | None:
+    try:
+        return action()
+    except RunError as error:
+        samples.errors.append(f"{name}: {error}")
+        return None
