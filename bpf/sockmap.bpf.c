@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The sockmap channel: TCP between two sockets of one kernel, carried from
+ * sendmsg to the peer's receive queue.
+ *
+ *   sockmap/pairing.h    who are the two ends of a connection
+ *   sockmap/scope.h      which connections the operator admits
+ *   sockmap/options.h    which socket options exclude one
+ *   sockmap/profile.h    what earlier connections taught
+ *   sockmap/switching.h  when a message is redirected; how a connection leaves
+ *   sockmap/record.h     what operators are told
+ *
+ * Known limits: a reader that changes from recv to splice in the middle of a
+ * connection is noticed only by the bytes it takes past recv; a MSG_OOB
+ * message of more than URGENT_SIZE bytes arrives in line; closing a socket
+ * with redirected bytes unread sends FIN where TCP sends RST.
+ */
+#include "sockmap/pairing.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+static __always_inline void count_open(const struct socket_state *state)
+{
+	struct tcp_sm_stats *count = stats();
+
+	if (!count)
+		return;
+	count->opened[state->reason ? TCP_SM_CH_TCP : TCP_SM_CH_SOCKMAP]++;
+	count->reasons[state->reason & 31]++;
+}
+
+static __always_inline void established(struct bpf_sock_ops *skops, __u8 side)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	struct socket_state *state;
+
+	if (!tp)
+		return;
+	if (side == TCP_SM_CLIENT)
+		client_established(skops, tp);
+	else
+		server_established(skops, tp);
+	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
+	if (!state)
+		return;
+	count_open(state);
+	tell(TCP_SM_EV_OPEN, tp, state);
+	bpf_sock_ops_cb_flags_set(skops, state->reason
+		? BPF_SOCK_OPS_STATE_CB_FLAG
+		: BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+/* Bytes went by TCP: the moment at which a connection may leave. */
+static __always_inline void leave_if_asked(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct socket_state *state;
+	struct tcp_sm_pair pair;
+	struct conn *conn;
+
+	state = sk ? bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0) : NULL;
+	if (!state)
+		return;
+	pair = state->pair;
+	conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
+	if (conn && READ_ONCE(conn->phase) == CONN_LEAVING)
+		try_to_leave(conn, &pair);
+	if (!conn || READ_ONCE(conn->phase) == CONN_LEFT)
+		bpf_sock_ops_cb_flags_set(skops, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Bytes that left the TCP queue without recv; one may be a FIN or urgent. */
+static __always_inline bool was_spliced(const struct socket_state *state,
+					const struct tcp_sock *tp)
+{
+	__u32 by_tcp = tp->copied_seq - first_seq(&state->pair, state->side);
+
+	return by_tcp - (__u32)state->reader.read_bytes - 2 < 1U << 31;
+}
+
+static __always_inline void closed(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	struct tcp_sm_stats *count = stats();
+	struct socket_state *state;
+
+	if (!tp)
+		return;
+	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
+	if (!state)
+		return;
+	if (state->reason && was_spliced(state, tp))
+		teach(state, TCP_SM_R_SPLICE);
+	tell(TCP_SM_EV_CLOSE, tp, state);
+	close_end(state);
+	if (count)
+		count->closed++;
+}
+
+SEC("sockops")
+int tcp_sm_sockops(struct bpf_sock_ops *skops)
+{
+	switch (skops->op) {
+	case BPF_SOCK_OPS_TIMEOUT_INIT:
+		offer(skops);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		established(skops, TCP_SM_CLIENT);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		established(skops, TCP_SM_SERVER);
+		break;
+	case BPF_SOCK_OPS_RTT_CB:
+		leave_if_asked(skops);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (skops->args[1] == TCP_CLOSE)
+			closed(skops);
+		break;
+	}
+	return 1;
+}
+
+/* The verdict is always SK_PASS: a message that is not redirected goes by TCP. */
+SEC("sk_msg")
+int tcp_sm_verdict(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct tcp_sm_stats *count = stats();
+	struct socket_state *state;
+	struct flow_state *flow;
+	struct tcp_sm_end peer;
+	struct tcp_sock *me;
+	struct conn *conn;
+	__u32 size = msg->size;
+
+	state = sk ? bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0) : NULL;
+	me = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!state || !me || !count)
+		return SK_PASS;
+	peer.pair = state->pair;
+	peer.side = !state->side;
+	conn = bpf_map_lookup_elem(&tcp_sm_conns, &peer.pair);
+	if (!conn)
+		return SK_PASS;
+	flow = &conn->flow[state->side & 1];
+	if (!may_redirect(conn, state, me, size))
+		goto pass;
+
+	/* The claim, then the look at the phase: see switching.h, Leaving. */
+	__sync_fetch_and_add(&flow->bytes, size);
+	if (READ_ONCE(conn->phase) != CONN_OPEN ||
+	    bpf_msg_redirect_hash(msg, &tcp_sm_sockhash, &peer, BPF_F_INGRESS) != SK_PASS) {
+		__sync_fetch_and_sub(&flow->bytes, size);
+		goto pass;
+	}
+	flow->msgs++;
+	flow->burst_msgs++;
+	count->redirected_bytes += size;
+	count->redirected_msgs++;
+	return SK_PASS;
+pass:
+	flow->passed_msgs++;
+	count->passed_msgs++;
+	return SK_PASS;
+}
+
+static __always_inline __u8 judge_recv(const struct sock *sk, const struct tcp_sock *tp,
+				       const struct socket_state *state, int flags)
+{
+	__u8 reason;
+
+	if (flags & (MSG_OOB | MSG_TRUNC))
+		return flags & MSG_OOB ? TCP_SM_R_OOB : TCP_SM_R_RECV_FLAGS;
+	if (!state->reader.nonblocking)
+		return TCP_SM_R_BLOCKING;
+	reason = refuse_by_options(tp);
+	if (reason)
+		return reason;
+	/* After a FIN one sequence number more was consumed than bytes. */
+	if (state->reason && !(sk->sk_shutdown & RCV_SHUTDOWN) && was_spliced(state, tp))
+		return TCP_SM_R_SPLICE;
+	return TCP_SM_R_NONE;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
+{
+	struct socket_state *state;
+	struct tcp_sock *tp;
+	__u8 reason;
+
+	if (ret < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !sk->sk_bpf_storage)
+		return 0;
+	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!state || !tp)
+		return 0;
+	state->reader.nonblocking = is_nonblocking(sk);
+	if (ret > 0 && !(flags & MSG_OOB))
+		__sync_fetch_and_add(&state->reader.read_bytes, ret);
+	if (!state->watched)
+		return 0;
+	reason = judge_recv(sk, tp, state, flags);
+	if (!reason || is_sticky(reason))
+		teach(state, reason);
+	return 0;
+}
+
+/* Status: one record per tracked socket, of every network namespace. */
+SEC("iter/bpf_sk_storage_map")
+int tcp_sm_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct socket_state *state = ctx->value;
+	struct tcp_sm_record rec = {};
+	struct sock *sk = ctx->sk;
+	struct tcp_sock *tp;
+
+	if (!state || !sk)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || !state->opened_ns)
+		return 0;
+	fill_record(&rec, TCP_SM_EV_STATUS, tp, state);
+	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
+	return 0;
+}

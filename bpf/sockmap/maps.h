@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The maps of the sockmap channel and what is private to its programs.
+ *
+ * Ownership decides the locking. A socket's own state (socket_state) is
+ * written under its socket lock or by its reader, and dies with the socket. A
+ * connection's shared state (conn) lives from the client's establishment
+ * until both ends reached TCP_CLOSE. Every program that writes to it runs
+ * under the lock of one of the two sockets, so that this end cannot reach
+ * TCP_CLOSE meanwhile: the entry, whose memory the kernel may hand out again
+ * at once, is therefore never written after its deletion. The reader's
+ * tracepoint holds no socket lock; that is why its counter is in
+ * socket_state, which RCU keeps, and not here.
+ */
+#ifndef TCP_SM_MAPS_H
+#define TCP_SM_MAPS_H
+
+#include "kernel_types.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "../tcp_sm.h"
+
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_NEW_SYN_RECV 12
+
+#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+extern void *bpf_cast_to_kern_ctx(void *obj) __ksym;
+extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym;
+
+/* What the reader's end publishes; the sender reads it by address. */
+struct reader_state {
+	__u64 read_bytes;	/* returned by recv, whichever queue they came from */
+	__u32 nonblocking;	/* the latest recv was made on an O_NONBLOCK file */
+	__u32 unused;
+};
+
+/* One per tracked socket, in its socket-local storage. */
+struct socket_state {
+	struct reader_state reader;
+	struct tcp_sm_pair pair;
+	__u64 cookie;
+	__u64 peer_cookie;
+	__u64 cgroup;
+	__u64 opened_ns;
+	__u16 server_port;	/* as this end sees it, host order */
+	__u8 side;
+	__u8 reason;		/* why it was not inserted; NONE when it was */
+	__u8 paired;		/* the peer is a socket of this kernel */
+	__u8 watched;		/* what the reader does teaches the profile */
+	__u8 unused[2];
+};
+
+enum conn_phase {
+	CONN_STARTING = 0,	/* the server's end is not in the sockhash yet */
+	CONN_OPEN,		/* may redirect */
+	CONN_LEAVING,		/* no new redirect; both queues drain */
+	CONN_LEFT,		/* out of the sockhash, plain TCP for good */
+};
+
+struct flow_state {
+	__u64 bytes;		/* claimed for redirection: >= what was queued */
+	__u64 msgs;
+	__u64 passed_msgs;
+	__u32 burst_msgs;	/* redirected since the receiver was last seen drained */
+	__u32 small_msgs;	/* small writes found an undrained receiver, leaky count */
+	__u32 unexplained;	/* times in a row that bytes were read past recv */
+	__u32 unused;
+};
+
+struct conn {
+	__u32 phase;		/* enum conn_phase */
+	__u32 closed;		/* bit per side that reached TCP_CLOSE */
+	__u32 leave_reason;	/* enum tcp_sm_reason */
+	__u32 unused;
+	__u64 sk[2];		/* addresses of the tcp_socks, by side */
+	__u64 reader[2];	/* addresses of their reader_states */
+	__u64 cookie[2];
+	struct flow_state flow[2];	/* by the sender's side */
+};
+
+/* What the listener's side knows when it answers a SYN. */
+struct handshake {
+	__u64 client_cookie;
+	__u8 server_reason;	/* why the server refuses, NONE otherwise */
+	__u8 client_reason;	/* likewise; valid once client_cookie is set */
+	__u8 unused[6];
+};
+
+/* What was learned about the sockets of one program on one port. */
+struct profile_key {
+	__u64 cgroup;
+	__u16 port;
+	__u16 side;
+	__u32 unused;
+};
+
+struct profile {
+	__u32 known;		/* a reader was seen to use non-blocking recv */
+	__u32 veto;		/* enum tcp_sm_reason, sticky */
+	__u32 hopeless;		/* recent connections without gain, 0..16 */
+	__u32 hopeless_reason;
+	__u64 connections;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcp_sm_config);
+} tcp_sm_config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} tcp_sm_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tcp_sm_cidr);
+	__type(value, __u32);
+} tcp_sm_cidrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct tcp_sm_pair);
+	__type(value, struct handshake);
+} tcp_sm_pairs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_state);
+} tcp_sm_socks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tcp_sm_pair);
+	__type(value, struct conn);
+} tcp_sm_conns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 262144);
+	__type(key, struct tcp_sm_end);
+	__type(value, __u64);
+} tcp_sm_sockhash SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct profile_key);
+	__type(value, struct profile);
+} tcp_sm_profiles SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcp_sm_stats);
+} tcp_sm_stats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} tcp_sm_events SEC(".maps");
+
+static __always_inline __u8 other(__u8 side)
+{
+	return (side ^ 1) & 1;
+}
+
+static __always_inline const struct tcp_sm_config *config(void)
+{
+	__u32 zero = 0;
+	struct tcp_sm_config *cfg = bpf_map_lookup_elem(&tcp_sm_config, &zero);
+
+	return cfg && cfg->abi == TCP_SM_ABI ? cfg : NULL;
+}
+
+static __always_inline struct tcp_sm_stats *stats(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tcp_sm_stats, &zero);
+}
+
+static __always_inline struct tcp_sock *tcp_at(__u64 address)
+{
+	return bpf_rdonly_cast((void *)address,
+			       bpf_core_type_id_kernel(struct tcp_sock));
+}
+
+#endif

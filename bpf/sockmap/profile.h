@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Profiles: what earlier connections of a (cgroup, server port) taught.
+ *
+ * A server's child enters the sockhash before accept() returns, when nobody
+ * can know how it will be read. A blocking reader must never be in there: at
+ * a half-close or a signal its recv would return EAGAIN. So the first
+ * connections stay on TCP and are watched; only a port whose reader was seen
+ * in non-blocking recv is admitted. A veto is sticky: a program that splices,
+ * uses kTLS or zerocopy, or reads blocking once will do so again.
+ *
+ * The same map keeps out ports whose connections never gain: being in a
+ * sockhash costs a connection some microseconds, and passing through one
+ * 10-40 % per message.
+ */
+#ifndef TCP_SM_PROFILE_H
+#define TCP_SM_PROFILE_H
+
+#include "maps.h"
+
+#define HOPELESS_MAX 16
+#define HOPELESS_AT 8
+#define HOPELESS_SAMPLE 32	/* one connection in so many tries again */
+
+static __always_inline __u64 cgroup_of(const struct sock *sk)
+{
+	return sk->sk_cgrp_data.cgroup->kn->id;
+}
+
+static __always_inline struct profile *profile_of(__u64 cgroup, __u16 port, __u8 side,
+						  bool make)
+{
+	struct profile_key key = {.cgroup = cgroup, .port = port, .side = side};
+	struct profile fresh = {};
+	struct profile *found = bpf_map_lookup_elem(&tcp_sm_profiles, &key);
+
+	if (found || !make)
+		return found;
+	bpf_map_update_elem(&tcp_sm_profiles, &key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&tcp_sm_profiles, &key);
+}
+
+static __always_inline bool is_sticky(__u8 reason)
+{
+	return reason == TCP_SM_R_BLOCKING || reason == TCP_SM_R_SPLICE ||
+	       reason == TCP_SM_R_RECV_FLAGS || reason == TCP_SM_R_OOB ||
+	       reason == TCP_SM_R_ULP || reason == TCP_SM_R_ZEROCOPY ||
+	       reason == TCP_SM_R_TIMESTAMP;
+}
+
+/* Two readers may race here; both write a valid reason, either may stay. */
+static __always_inline void teach(const struct socket_state *state, __u8 reason)
+{
+	struct profile *p = profile_of(state->cgroup, state->server_port, state->side, true);
+
+	if (!p)
+		return;
+	if (is_sticky(reason))
+		WRITE_ONCE(p->veto, reason);
+	else if (!reason && !p->known)
+		WRITE_ONCE(p->known, 1);
+}
+
+static __always_inline __u8 refuse_by_history(struct profile *p)
+{
+	__u64 nth;
+
+	if (p->veto)
+		return p->veto;
+	nth = __sync_fetch_and_add(&p->connections, 1);
+	if (p->hopeless >= HOPELESS_AT && nth % HOPELESS_SAMPLE)
+		return p->hopeless_reason;
+	return TCP_SM_R_NONE;
+}
+
+/* A client's file flags are known when it connects: nothing to learn first. */
+static __always_inline __u8 refuse_client_by_profile(__u64 cgroup, __u16 port)
+{
+	struct profile *p = profile_of(cgroup, port, TCP_SM_CLIENT, false);
+
+	return p ? (__u8)p->veto : TCP_SM_R_NONE;
+}
+
+static __always_inline __u8 refuse_server_by_profile(__u64 cgroup, __u16 port,
+						     const struct sock *listener)
+{
+	struct profile *p = profile_of(cgroup, port, TCP_SM_SERVER, false);
+	const struct tcp_sm_config *cfg = config();
+
+	if (p && (p->known || p->veto))
+		return refuse_by_history(p);
+	if (cfg && cfg->eager && is_nonblocking(listener))
+		return TCP_SM_R_NONE;
+	return TCP_SM_R_LEARNING;
+}
+
+/* At the end of an accelerated connection: did it pay? */
+static __always_inline void judge_gain(const struct socket_state *state, __u64 redirected,
+				       __u8 reason)
+{
+	struct profile *p = profile_of(state->cgroup, state->server_port, TCP_SM_SERVER, false);
+	__u32 hopeless;
+
+	if (!p)
+		return;
+	hopeless = p->hopeless;
+	if (redirected >= 8 && reason != TCP_SM_R_SMALL_WRITES) {
+		WRITE_ONCE(p->hopeless, hopeless > 4 ? hopeless - 4 : 0);
+		return;
+	}
+	WRITE_ONCE(p->hopeless_reason,
+		   reason == TCP_SM_R_SMALL_WRITES ? TCP_SM_R_SMALL_WRITES : TCP_SM_R_SHORT);
+	if (hopeless < HOPELESS_MAX)
+		WRITE_ONCE(p->hopeless, hopeless + 1);
+}
+
+#endif

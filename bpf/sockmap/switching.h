@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Switching: when a message may be redirected, and how a connection leaves.
+ *
+ * Facts of tcp_bpf (6.6 to 7.3) this rests on:
+ *  F1  A verdict runs under the sender's socket lock; a redirected message is
+ *      queued before its sendmsg returns, under the receiver's socket lock.
+ *  F2  tcp_bpf_recvmsg reads the psock queue first. It turns to tcp_recvmsg
+ *      only if it saw the psock queue empty.
+ *  F3  tcp_recvmsg on a non-blocking socket never gives the lock away between
+ *      reading its first byte and returning.
+ *
+ * Order. Claim: bytes are read in the order they were sent.
+ *  - Message by TCP after a redirected one: the redirected one was queued
+ *    before the next sendmsg began (F1), so a reader that could see the TCP
+ *    bytes sees the psock queue non-empty first (F2).
+ *  - Redirected message after TCP bytes: allowed only while the receiver's
+ *    copied_seq equals the sender's write_seq, so no TCP byte is queued, in
+ *    flight or in a backlog. A reader still inside tcp_recvmsg has consumed
+ *    all there is; it cannot get to later TCP bytes before it returns, since
+ *    queueing the redirected message needs the lock it holds (F3), and later
+ *    TCP bytes are sent only after that (F1). Blocking readers, which do give
+ *    the lock away, are refused.
+ * One reader and one writer per socket are assumed, as TCP itself gives two
+ * concurrent ones no order.
+ *
+ * Leaving. Claim: no byte is in a psock queue, nor can get there, when its
+ * socket is deleted from the sockhash (deletion frees the queue).
+ *  - A sender first adds the message's size to flow.bytes, then reads the
+ *    phase; it redirects only if the phase is OPEN, and takes the size back
+ *    otherwise. The leaver first sets the phase to LEAVING, then reads
+ *    flow.bytes. Both are full barriers (fetch_and_add, compare-and-swap), so
+ *    of a sender and a leaver that race at least one sees the other: either
+ *    the sender passes, or the leaver counts its bytes.
+ *  - unread = flow.bytes - (read_bytes - (copied_seq - first)), that is,
+ *    claimed minus what recv returned and did not come by TCP. read_bytes is
+ *    raised after recv returned and read here before copied_seq, so the
+ *    difference can only err upwards. unread == 0 in both directions after
+ *    LEAVING therefore means: everything claimed was read; nothing is in
+ *    flight; nothing new can be claimed.
+ *  - A redirect that fails after the claim (no memory) leaves flow.bytes too
+ *    large for ever. Then the connection never leaves; it passes every message
+ *    to TCP, which is slow but right.
+ * All of it is arithmetic modulo 2^32: the true unread count is bounded by
+ * max_unread_bytes plus one message.
+ */
+#ifndef TCP_SM_SWITCHING_H
+#define TCP_SM_SWITCHING_H
+
+#include "options.h"
+#include "profile.h"
+
+/* Every known use of MSG_OOB sends up to this many bytes, and a verdict cannot
+ * see the flag. Such messages go by TCP, where the urgent byte stays urgent. */
+#define URGENT_SIZE 3
+#define UNEXPLAINED_LIMIT 32
+#define SMALL_LIMIT 512
+#define SMALL_FOUND_BUSY 4	/* how much one costs the leaky count */
+
+static __always_inline __u32 first_seq(const struct tcp_sm_pair *pair, __u8 receiver)
+{
+	return (receiver == TCP_SM_SERVER ? pair->client_isn : pair->server_isn) + 1;
+}
+
+/* Bytes claimed for @receiver and not yet read; may err upwards, never downwards. */
+static __always_inline __u32 unread_bytes(struct conn *conn, const struct tcp_sm_pair *pair,
+					  __u8 receiver, __u64 claimed,
+					  const struct reader_state *reader)
+{
+	const struct tcp_sock *tp = tcp_at(conn->sk[receiver & 1]);
+	__u32 by_tcp = READ_ONCE(tp->copied_seq) - first_seq(pair, receiver);
+
+	return (__u32)claimed - ((__u32)reader->read_bytes - by_tcp);
+}
+
+static __always_inline bool read_reader(struct conn *conn, __u8 side,
+					struct reader_state *reader)
+{
+	return !bpf_probe_read_kernel(reader, sizeof(*reader),
+				      (void *)conn->reader[side & 1]);
+}
+
+/* The first reason stays. From here on every message of both ends passes. */
+static __always_inline void ask_to_leave(struct conn *conn, __u8 reason)
+{
+	__sync_val_compare_and_swap(&conn->leave_reason, TCP_SM_R_NONE, reason);
+	if (__sync_val_compare_and_swap(&conn->phase, CONN_OPEN, CONN_LEAVING) ==
+	    CONN_STARTING)
+		__sync_val_compare_and_swap(&conn->phase, CONN_STARTING, CONN_LEAVING);
+}
+
+static __always_inline bool is_drained(struct conn *conn, const struct tcp_sm_pair *pair,
+				       __u8 receiver)
+{
+	struct flow_state *flow = &conn->flow[other(receiver)];
+	__u64 claimed = __sync_fetch_and_add(&flow->bytes, 0);
+	struct reader_state reader;
+
+	if (!claimed)
+		return true;
+	if (!read_reader(conn, receiver, &reader))
+		return false;
+	barrier();
+	return !unread_bytes(conn, pair, receiver, claimed, &reader);
+}
+
+/* Runs in sockops only: no other program type may delete from a sockhash here. */
+static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_pair *pair)
+{
+	struct tcp_sm_end end = {.pair = *pair};
+	struct tcp_sm_stats *count = stats();
+
+	if (!is_drained(conn, pair, TCP_SM_CLIENT) || !is_drained(conn, pair, TCP_SM_SERVER))
+		return;
+	if (__sync_val_compare_and_swap(&conn->phase, CONN_LEAVING, CONN_LEFT) != CONN_LEAVING)
+		return;
+	end.side = TCP_SM_CLIENT;
+	bpf_map_delete_elem(&tcp_sm_sockhash, &end);
+	end.side = TCP_SM_SERVER;
+	bpf_map_delete_elem(&tcp_sm_sockhash, &end);
+	if (count)
+		count->left++;
+}
+
+/* A small write that finds the last one unread is a stream: TCP would coalesce. */
+static __always_inline bool is_small_stream(struct flow_state *flow, __u32 size,
+					    bool drained, __u32 limit)
+{
+	__u32 small = flow->small_msgs;
+
+	if (size >= limit || drained)
+		flow->small_msgs = small ? small - 1 : 0;
+	else
+		flow->small_msgs = small + SMALL_FOUND_BUSY;
+	return flow->small_msgs > SMALL_LIMIT;
+}
+
+/* May @size bytes from @me be queued at the other end right now? */
+static __always_inline bool may_redirect(struct conn *conn, const struct socket_state *state,
+					 const struct tcp_sock *me, __u32 size)
+{
+	__u8 from = state->side & 1, to = other(state->side);
+	const struct sock *sk = &me->inet_conn.icsk_inet.sk;
+	const struct tcp_sm_config *cfg = config();
+	struct flow_state *flow = &conn->flow[from];
+	const struct tcp_sock *peer;
+	struct reader_state reader;
+	__u32 unread;
+	__u8 reason;
+
+	if (!cfg || cfg->mode != TCP_SM_ON || READ_ONCE(conn->phase) != CONN_OPEN)
+		return false;
+	if (size <= URGENT_SIZE)
+		return false;
+	/* tcp_bpf_sendmsg does not look at these; TCP answers EPIPE. */
+	if (sk->sk_shutdown & SEND_SHUTDOWN ||
+	    (sk->__sk_common.skc_state != TCP_ESTABLISHED &&
+	     sk->__sk_common.skc_state != TCP_CLOSE_WAIT))
+		return false;
+
+	peer = tcp_at(conn->sk[to]);
+	if (!read_reader(conn, to, &reader) || !reader.nonblocking)
+		return false;
+	barrier();
+	if (READ_ONCE(peer->copied_seq) != me->write_seq)
+		return false;
+	reason = is_nonblocking(&peer->inet_conn.icsk_inet.sk) ? TCP_SM_R_NONE
+							       : TCP_SM_R_BLOCKING;
+	if (!reason)
+		reason = refuse_by_receiver(peer);
+	if (!reason)
+		reason = refuse_by_sender(me);
+	if (reason) {
+		ask_to_leave(conn, reason);
+		return false;
+	}
+
+	unread = unread_bytes(conn, &state->pair, to, flow->bytes, &reader);
+	if (!unread) {
+		flow->burst_msgs = 0;
+		flow->unexplained = 0;
+	} else if (!flow->bytes) {
+		/* TCP bytes consumed, yet not returned by recv: the recv that
+		 * read them is about to be counted, or it was no recv. */
+		if (++flow->unexplained > UNEXPLAINED_LIMIT)
+			ask_to_leave(conn, TCP_SM_R_SPLICE);
+		return false;
+	}
+	if (unread + size > cfg->max_unread_bytes || flow->burst_msgs >= cfg->max_unread_msgs)
+		return false;
+	if (is_small_stream(flow, size, !unread, cfg->small_write)) {
+		ask_to_leave(conn, TCP_SM_R_SMALL_WRITES);
+		return false;
+	}
+	return true;
+}
+
+#endif
