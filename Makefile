@@ -49,8 +49,7 @@ build: bpf  ## fill the roles' files and build the Galaxy tarball
 
 # Checks. Each target is one stage of `make test`; see scripts/stages.py for their order.
 
-PYTHON_PATHS = $(wildcard plugins scripts tests roles)
-MYPY_PATHS = $(wildcard scripts) $(shell find tests -name '*.py' -not -path 'tests/output/*' 2>/dev/null)
+PYTHON_PATHS = $(wildcard plugins scripts tests roles molecule)
 
 .PHONY: lint lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf
 lint: lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf  ## run every linter
@@ -59,13 +58,14 @@ lint-ruff:
 lint-format:
 	@ruff format --check $(PYTHON_PATHS)
 lint-mypy:
-	@$(PY) scripts/typecheck.py
+	@mypy -p ansible_collections.colocated.tcp_sm.plugins
+	@mypy scripts tests
 lint-yaml:
 	@yamllint --strict .
 lint-ansible:
 	@ansible-lint --offline --profile production
 lint-bpf:
-	@scripts/lint-bpf.sh
+	@clang-format --dry-run -Werror bpf/*.c bpf/*.h
 
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
@@ -74,11 +74,11 @@ PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
 unit:  ## pytest units
 	@$(PYTEST) tests/unit
 units: ## ansible-test units
-	@$(PY) scripts/ansible_test.py units
+	@$(PY) scripts/run_ansible_test.py units
 sanity:  ## ansible-test sanity
-	@$(PY) scripts/ansible_test.py sanity
+	@$(PY) scripts/run_ansible_test.py sanity
 integration: build  ## ansible-test integration
-	@$(PY) scripts/ansible_test.py integration
+	@$(PY) scripts/run_ansible_test.py integration
 bpf-test: bpf  ## the BPF programs by themselves
 	@$(PYTEST) tests/bpf
 traffic: build  ## real programs over accelerated sockets

@@ -1,0 +1,168 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run every check as a stage, show progress, and close with one table and one line of counts.
+
+Usage: stages.py [STAGE...]      (default: all, in order)
+A stage is a make target. Its output goes to build/test/<stage>.log; what it prints last is
+shown while it runs, and the log's end when it fails. Tests are counted from the JUnit files
+build/test/junit/<stage>*.xml; a stage without any counts as one test, its exit code.
+Exit code: 0 when nothing failed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "build" / "test"
+JUNIT = OUTPUT / "junit"
+# Cheap and general first; what needs the kernel after what it is made of.
+STAGES = (
+    "build",
+    "lint-ruff",
+    "lint-format",
+    "lint-mypy",
+    "lint-yaml",
+    "lint-ansible",
+    "lint-bpf",
+    "unit",
+    "units",
+    "sanity",
+    "bpf-test",
+    "integration",
+    "faults",
+    "package-test",
+    "molecule",
+    "traffic",
+    "demo-test",
+)
+HEARTBEAT = 20.0  # seconds between signs of life
+TAIL = 60  # lines of a failed stage's log
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many tests passed, failed (or erred) and were skipped."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished stage."""
+
+    stage: str
+    counts: Counts
+    seconds: float
+
+
+def count_cases(cases: Iterable[ET.Element]) -> Counts:
+    """Sort JUnit test cases by outcome."""
+    passed = failed = skipped = 0
+    for case in cases:
+        tags = {child.tag for child in case}
+        if tags & {"failure", "error"}:
+            failed += 1
+        elif "skipped" in tags:
+            skipped += 1
+        else:
+            passed += 1
+    return Counts(passed, failed, skipped)
+
+
+def count_stage(stage: str, code: int, junit: Path = JUNIT) -> Counts:
+    """Counts of a stage's JUnit files, at least one failure when the exit code says so."""
+    files = [*junit.glob(f"{stage}.xml"), *junit.glob(f"{stage}-[0-9]*.xml")]
+    total = Counts()
+    for path in files:
+        total += count_cases(ET.parse(path).iter("testcase"))
+    if code and not total.failed:
+        return total + Counts(failed=1)
+    if not files:
+        return Counts(passed=1)
+    return total
+
+
+def last_line(log: Path) -> str:
+    """The last line that says something, shortened for one line of a terminal."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 4096))
+        lines = stream.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:90] for line in reversed(lines) if line.strip()), "")
+
+
+def run_stage(stage: str) -> Result:
+    """Run `make STAGE`, with a sign of life every HEARTBEAT seconds."""
+    for old in [*JUNIT.glob(f"{stage}.xml"), *JUNIT.glob(f"{stage}-[0-9]*.xml")]:
+        old.unlink()
+    log = OUTPUT / f"{stage}.log"
+    begin = time.monotonic()
+    with log.open("wb") as out:
+        command = ["make", "--no-print-directory", stage]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+        )
+        while True:
+            try:
+                code = process.wait(HEARTBEAT)
+                break
+            except subprocess.TimeoutExpired:
+                print(
+                    f"    {stage} {time.monotonic() - begin:4.0f} s: {last_line(log)}", flush=True
+                )
+    result = Result(stage, count_stage(stage, code), time.monotonic() - begin)
+    if code:
+        lines = log.read_text(errors="replace").splitlines()[-TAIL:]
+        print("\n".join(f"    | {line}" for line in lines), flush=True)
+    return result
+
+
+def describe(result: Result) -> str:
+    """One line of the table."""
+    counts = result.counts
+    verdict = "FAILED" if counts.failed else "ok"
+    return (
+        f"{result.stage:<14} {verdict:<7} {counts.passed:5} {counts.failed:5} "
+        f"{counts.skipped:5} {result.seconds:7.1f}"
+    )
+
+
+def main() -> int:
+    stages = sys.argv[1:] or list(STAGES)
+    JUNIT.mkdir(parents=True, exist_ok=True)
+    results = []
+    for index, stage in enumerate(stages, 1):
+        print(f"[{index:2}/{len(stages)}] {stage} ...", flush=True)
+        result = run_stage(stage)
+        results.append(result)
+        counts = result.counts
+        print(
+            f"[{index:2}/{len(stages)}] {stage}: {counts.passed} passed, {counts.failed} failed, "
+            f"{counts.skipped} skipped in {result.seconds:.1f} s",
+            flush=True,
+        )
+    total = sum((result.counts for result in results), Counts())
+    print(f"\n{'stage':<14} {'':<7} {'pass':>5} {'fail':>5} {'skip':>5} {'seconds':>7}")
+    print("\n".join(describe(result) for result in results))
+    print(describe(Result("all", total, sum(result.seconds for result in results))))
+    print(f"\n{total.passed} passed, {total.failed} failed, {total.skipped} skipped", flush=True)
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
