@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import rules
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import rules, tables
 
 
 def _checked(name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -39,6 +39,37 @@ def cidr_entries(include: Any, exclude: Any = (), prefix: str = "container_") ->
     return _checked("tcp_sm_cidr_entries", rules.cidr_entries, include, exclude, prefix)
 
 
+def _rows(name: str, value: Any) -> list[Mapping[str, Any]]:
+    """``value`` as a list of dictionaries, or the error Ansible shows."""
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise AnsibleFilterError(
+            f"colocated.tcp_sm.{name}: the input must be a list of dictionaries, "
+            f"not {type(value).__name__}."
+        )
+    return value
+
+
+def connections_table(connections: Any, limit: int = 0) -> str:
+    """See ``tcp_sm_connections_table.yml``."""
+    rows = _rows("tcp_sm_connections_table", connections)
+    return _drawn("tcp_sm_connections_table", tables.connections_table, rows, int(limit))
+
+
+def bench_table(results: Any) -> str:
+    """See ``tcp_sm_bench_table.yml``."""
+    return _drawn("tcp_sm_bench_table", tables.bench_table, _rows("tcp_sm_bench_table", results))
+
+
+def _drawn(name: str, function: Callable[..., str], *args: Any) -> str:
+    try:
+        return function(*args)
+    except KeyError as error:
+        raise AnsibleFilterError(
+            f"colocated.tcp_sm.{name}: an element of the input has no {error}; give the list "
+            "as tcp_sm_info or the report has it."
+        ) from error
+
+
 class FilterModule:
     """Entry point for Ansible."""
 
@@ -47,4 +78,6 @@ class FilterModule:
             "tcp_sm_config_entry": config_entry,
             "tcp_sm_port_entries": port_entries,
             "tcp_sm_cidr_entries": cidr_entries,
+            "tcp_sm_connections_table": connections_table,
+            "tcp_sm_bench_table": bench_table,
         }

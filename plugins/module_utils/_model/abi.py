@@ -13,6 +13,8 @@ import dataclasses
 import enum
 import struct
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 ABI_VERSION = 1
 
@@ -202,6 +204,10 @@ EXPLANATIONS: dict[Reason, str] = {
 }
 
 
+# For a record on TCP without a reason, which the programs should never write.
+UNKNOWN_REASON = "unknown"
+
+
 def reason_name(code: int) -> str | None:
     """The lower-case name of a reason code, ``None`` for 0, ``reason_<n>`` for unknown ones."""
     if code == Reason.NONE:
@@ -214,6 +220,8 @@ def reason_name(code: int) -> str | None:
 
 def explain(name: str | None) -> str:
     """One sentence for a reason's lower-case name (``None``: accelerated)."""
+    if name == UNKNOWN_REASON:
+        return "The connection is on TCP and no reason was recorded; please report this as a bug."
     try:
         return EXPLANATIONS[Reason[(name or "none").upper()]]
     except KeyError:
@@ -325,7 +333,7 @@ def struct_size(name: str) -> int:
     return struct.calcsize(struct_format(name))
 
 
-def unpack(name: str, data: bytes) -> dict[str, object]:
+def unpack(name: str, data: bytes) -> dict[str, Any]:
     """Decode one struct into nested dicts; byte arrays stay ``bytes``, others become lists.
 
     Raises :class:`struct.error` when ``data`` has another length.
@@ -334,8 +342,8 @@ def unpack(name: str, data: bytes) -> dict[str, object]:
     return _assemble(name, values)
 
 
-def _assemble(name: str, values) -> dict[str, object]:  # type: ignore[no-untyped-def]
-    result: dict[str, object] = {}
+def _assemble(name: str, values: Iterator[Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for field in STRUCTS[name]:
         if field.code in STRUCTS:
             result[field.name] = _assemble(field.code, values)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from ansible_collections.colocated.tcp_sm.plugins.filter.tcp_sm import FilterMod
 FILTERS = FilterModule().filters()
 
 
-def test_the_filters_make_entries():
+def test_the_filters_make_entries() -> None:
     (entry,) = FILTERS["tcp_sm_config_entry"]({"mode": "pass", "ports_include": [80]})
     assert (entry["value"]["mode"], entry["value"]["ports_included"]) == (0, 1)
     assert FILTERS["tcp_sm_port_entries"]([80], [22]) == [
@@ -36,12 +37,29 @@ def test_the_filters_make_entries():
         ("tcp_sm_cidr_entries", (["10.0.0.1/8"],), "container_cidrs_include: '10.0.0.1/8'"),
     ],
 )
-def test_errors_name_filter_and_role_variable(name, args, message):
+def test_errors_name_filter_and_role_variable(name: Any, args: Any, message: Any) -> None:
     with pytest.raises(AnsibleFilterError, match=f"colocated.tcp_sm.{name}: .*{message}"):
         FILTERS[name](*args)
 
 
-def test_every_filter_has_documentation_and_only_they():
+def test_the_tables_take_what_the_modules_return() -> None:
+    end = {"addr": "::1", "port": 80}
+    one = {"channel": "tcp", "reason": "busy", "bytes": 1, "messages": 1}
+    text = FILTERS["tcp_sm_connections_table"]([{**one, "client": end, "server": end}] * 3, "2")
+    assert "[::1]:80 -> [::1]:80" in text
+    assert "... and 1 more" in text
+    assert FILTERS["tcp_sm_bench_table"]([]) == "No measurements."
+
+
+@pytest.mark.parametrize("name", ["tcp_sm_connections_table", "tcp_sm_bench_table"])
+def test_the_tables_say_what_they_cannot_read(name: Any) -> None:
+    with pytest.raises(AnsibleFilterError, match=f"{name}: the input must be a list"):
+        FILTERS[name]({"connections": []})
+    with pytest.raises(AnsibleFilterError, match=f"{name}: an element of the input has no '"):
+        FILTERS[name]([{}])
+
+
+def test_every_filter_has_documentation_and_only_they() -> None:
     folder = Path(__file__).parents[4] / "plugins" / "filter"
     pages = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yml")}
     assert set(pages) == set(FILTERS)

@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
+import ipaddress
+from typing import Any
+
 import pytest
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import rules
 
 
-def value_of(settings: dict) -> dict:
+def value_of(settings: dict[str, Any]) -> Any:
     (entry,) = rules.config_entries(settings)
     assert entry["key"] == 0
     return entry["value"]
 
 
-def test_no_settings_give_the_defaults():
+def test_no_settings_give_the_defaults() -> None:
     assert value_of({}) == {
         "abi": 1,
         "mode": 1,
@@ -49,7 +52,7 @@ def test_no_settings_give_the_defaults():
         ({"cidrs_include": None}, "cidrs_included", 0),
     ],
 )
-def test_a_setting_reaches_its_field(settings, field, expected):
+def test_a_setting_reaches_its_field(settings: Any, field: Any, expected: Any) -> None:
     assert value_of(settings)[field] == expected
 
 
@@ -71,12 +74,12 @@ def test_a_setting_reaches_its_field(settings, field, expected):
         ({"cidrs_exclude": ["x"]}, r"c_cidrs_exclude: 'x' is not valid"),
     ],
 )
-def test_a_bad_setting_is_named(settings, message):
+def test_a_bad_setting_is_named(settings: Any, message: Any) -> None:
     with pytest.raises(rules.RuleError, match=message):
         rules.config_entries(settings, "c_")
 
 
-def test_ports_become_sorted_entries_without_repeats():
+def test_ports_become_sorted_entries_without_repeats() -> None:
     assert rules.port_entries([8080, "443", 8080], [22]) == [
         {"key": 22, "value": 2},
         {"key": 443, "value": 1},
@@ -101,7 +104,7 @@ def test_ports_become_sorted_entries_without_repeats():
         ([80], [80], r"ports_exclude: 80 .* ports_include has this port too"),
     ],
 )
-def test_a_bad_port_is_named(include, exclude, message):
+def test_a_bad_port_is_named(include: Any, exclude: Any, message: Any) -> None:
     with pytest.raises(rules.RuleError, match=message):
         rules.port_entries(include, exclude)
 
@@ -120,15 +123,15 @@ def test_a_bad_port_is_named(include, exclude, message):
         ("::ffff:10.0.0.0/104", "::ffff:a00:0", 104),
     ],
 )
-def test_a_network_becomes_a_key(text, addr, prefixlen):
+def test_a_network_becomes_a_key(text: Any, addr: Any, prefixlen: Any) -> None:
     ((entry),) = rules.cidr_entries([text])
     # The text of v4-mapped addresses differs between Python versions; the bytes do not.
-    assert rules.ipaddress.IPv6Address(entry["key"]["addr"]) == rules.ipaddress.IPv6Address(addr)
+    assert ipaddress.IPv6Address(entry["key"]["addr"]) == ipaddress.IPv6Address(addr)
     assert entry["key"]["prefixlen"] == prefixlen
     assert entry["value"] == 1
 
 
-def test_networks_of_both_lists_have_their_rule():
+def test_networks_of_both_lists_have_their_rule() -> None:
     entries = rules.cidr_entries(["10.0.0.0/8"], ["10.9.0.0/16", "10.9.0.0/16"])
     assert [(entry["key"]["prefixlen"], entry["value"]) for entry in entries] == [
         (104, 1),
@@ -150,6 +153,6 @@ def test_networks_of_both_lists_have_their_rule():
         (["10.0.0.0/8"], ["::ffff:10.0.0.0/104"], r"cidrs_exclude: .* has this network too"),
     ],
 )
-def test_a_bad_network_is_named(include, exclude, message):
+def test_a_bad_network_is_named(include: Any, exclude: Any, message: Any) -> None:
     with pytest.raises(rules.RuleError, match=message):
         rules.cidr_entries(include, exclude)

@@ -1,0 +1,217 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Are two ends joined exactly when they are one connection, and counted once?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi, connections
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.records import Flow, Record
+
+CLIENT = Record(
+    cookie=1,
+    peer_cookie=2,
+    cgroup=100,
+    opened_ns=1000,
+    tcp_sent=10,
+    tcp_received=20,
+    tx=Flow(bytes=500, msgs=5, read_bytes=500, passed_msgs=1),
+    rx=Flow(bytes=7000, msgs=7, read_bytes=7000, passed_msgs=2),
+    client_isn=0xAAAA,
+    server_isn=0xBBBB,
+    netns=4026531840,
+    side=abi.Side.CLIENT,
+    channel=abi.Channel.SOCKMAP,
+    reason=abi.Reason.NONE,
+    tcp_state=1,
+    event=abi.Event.STATUS,
+    local_addr="10.88.0.2",
+    local_port=40000,
+    remote_addr="10.0.0.1",
+    remote_port=80,
+)
+
+
+def changed(record: Record, **fields: Any) -> Record:
+    return dataclasses.replace(record, **fields)
+
+
+# The server behind DNAT: another address and port than the client dialled.
+SERVER = changed(
+    CLIENT,
+    cookie=2,
+    peer_cookie=1,
+    cgroup=200,
+    opened_ns=1001,
+    tcp_sent=20,
+    tcp_received=10,
+    tx=CLIENT.rx,
+    rx=CLIENT.tx,
+    netns=4026532000,
+    side=abi.Side.SERVER,
+    local_addr="10.88.0.3",
+    local_port=8080,
+    remote_addr="10.88.0.1",
+    remote_port=40000,
+)
+NAMES = connections.Names(cgroups={100: "/web", 200: "/db"}, netns={4026532000: "lab"})
+
+
+def test_two_ends_become_one_connection_with_both_names() -> None:
+    (one,) = connections.join([SERVER, CLIENT], NAMES)
+    assert one == {
+        "channel": "sockmap",
+        "reason": None,
+        "bytes": 7500,
+        "messages": 12,
+        "redirected_bytes": 7500,
+        "tcp_bytes": 30,
+        "state": "established",
+        "client": {
+            "addr": "10.88.0.2",
+            "port": 40000,
+            "cgroup": 100,
+            "cgroup_path": "/web",
+            "netns": 4026531840,
+            "netns_name": None,
+            "cookie": 1,
+        },
+        "server": {
+            "addr": "10.88.0.3",
+            "port": 8080,
+            "cgroup": 200,
+            "cgroup_path": "/db",
+            "netns": 4026532000,
+            "netns_name": "lab",
+            "cookie": 2,
+        },
+    }
+
+
+def test_tcp_bytes_count_where_the_channel_is_tcp() -> None:
+    ends = [
+        changed(end, channel=abi.Channel.TCP, reason=abi.Reason.SMALL_WRITES)
+        for end in (CLIENT, SERVER)
+    ]
+    (one,) = connections.join(ends)
+    assert (one["channel"], one["reason"]) == ("tcp", "small_writes")
+    assert one["bytes"] == 7500 + 30
+    assert one["messages"] == 12 + 3
+
+
+def test_the_later_reading_of_a_counter_counts_once() -> None:
+    late = changed(
+        SERVER, rx=Flow(600, 6, 600, 1), tx=Flow(8000, 8, 8000, 2), tcp_received=11, tcp_sent=25
+    )
+    (one,) = connections.join([CLIENT, late])
+    assert (one["bytes"], one["messages"], one["tcp_bytes"]) == (8600, 14, 36)
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "expected"),
+    [
+        ((1, 0), (1, 0), ("sockmap", None)),
+        ((0, 6), (1, 0), ("tcp", "blocking")),
+        ((1, 0), (0, 20), ("tcp", "small_writes")),
+        ((0, 21), (0, 6), ("tcp", "blocking")),
+        ((0, 6), (0, 21), ("tcp", "blocking")),
+        ((0, 24), (0, 12), ("tcp", "rcvlowat")),
+        ((0, 24), (0, 24), ("tcp", "starting")),
+        ((0, 21), (1, 0), ("tcp", "peer_left")),
+        ((0, 0), (0, 0), ("tcp", "unknown")),
+        ((2, 0), (2, 0), ("ring", None)),
+    ],
+)
+def test_the_end_with_a_reason_of_its_own_decides(client: Any, server: Any, expected: Any) -> None:
+    ends = [
+        changed(end, channel=abi.Channel(channel), reason=abi.Reason(reason))
+        for end, (channel, reason) in ((CLIENT, client), (SERVER, server))
+    ]
+    (one,) = connections.join(ends)
+    assert (one["channel"], one["reason"]) == expected
+
+
+ALONE = {"peer_cookie": 0, "channel": abi.Channel.TCP, "reason": abi.Reason.NO_LOCAL_PEER}
+
+
+def test_a_client_alone_knows_the_address_it_dialled() -> None:
+    (one,) = connections.join([changed(CLIENT, **ALONE)], NAMES)
+    assert one["client"]["cgroup_path"] == "/web"
+    assert one["server"] == {
+        "addr": "10.0.0.1",
+        "port": 80,
+        "cgroup": None,
+        "cgroup_path": None,
+        "netns": None,
+        "netns_name": None,
+        "cookie": None,
+    }
+    assert (one["reason"], one["bytes"]) == ("no_local_peer", 7500 + 30)
+
+
+def test_a_server_alone_knows_who_called() -> None:
+    (one,) = connections.join([changed(SERVER, **ALONE)], NAMES)
+    assert (one["client"]["addr"], one["client"]["port"], one["client"]["cookie"]) == (
+        "10.88.0.1",
+        40000,
+        None,
+    )
+    assert one["server"]["cookie"] == 2
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        changed(SERVER, server_isn=1),
+        changed(SERVER, client_isn=1),
+        changed(SERVER, side=abi.Side.CLIENT),
+        changed(SERVER, peer_cookie=99),
+    ],
+)
+def test_strangers_are_not_joined(server: Any) -> None:
+    assert len(connections.join([CLIENT, server])) == 2
+
+
+def test_a_client_that_names_another_peer_is_not_joined() -> None:
+    assert len(connections.join([changed(CLIENT, peer_cookie=99), SERVER])) == 2
+
+
+def test_unpaired_ends_with_zero_numbers_are_not_joined() -> None:
+    ends = [changed(end, client_isn=0, server_isn=0) for end in (CLIENT, SERVER)]
+    assert len(connections.join(ends)) == 2
+
+
+def test_the_same_addresses_in_two_namespaces_stay_two_connections() -> None:
+    same = {"local_addr": "127.0.0.1", "remote_addr": "127.0.0.1"}
+    first = [changed(end, **same) for end in (CLIENT, SERVER)]
+    other = {"client_isn": 3, "server_isn": 4, "netns": 9}
+    second = [
+        changed(first[0], cookie=5, peer_cookie=6, **other),
+        changed(first[1], cookie=6, peer_cookie=5, **other),
+    ]
+    joined = connections.join([first[0], second[1], first[1], second[0]])
+    assert [(one["client"]["cookie"], one["server"]["cookie"]) for one in joined] == [
+        (1, 2),
+        (5, 6),
+    ]
+
+
+def test_connections_come_in_the_order_of_opening_without_listeners() -> None:
+    later = changed(CLIENT, cookie=9, client_isn=5, opened_ns=5000, peer_cookie=0)
+    listener = changed(SERVER, cookie=8, client_isn=6, tcp_state=10)
+    joined = connections.join([later, listener, SERVER, CLIENT])
+    assert [one["client"]["cookie"] for one in joined] == [1, 9]
+
+
+def test_ten_thousand_connections_are_joined_by_their_pair() -> None:
+    ends = []
+    for index in range(10_000):
+        change = {"client_isn": index + 1, "server_isn": index + 7}
+        ends.append(changed(CLIENT, cookie=index * 2 + 10, peer_cookie=0, **change))
+        ends.append(changed(SERVER, cookie=index * 2 + 11, peer_cookie=0, **change))
+    joined = connections.join(ends)
+    assert len(joined) == 10_000
+    assert all(one["server"]["cookie"] == one["client"]["cookie"] + 1 for one in joined)
