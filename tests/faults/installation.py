@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (c) 2026, the colocated.tcp_sm authors
+"""An installation of the tests' own on this machine, and what can be seen of it from outside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK_SECONDS = 90
+Result = subprocess.CompletedProcess[str]
+
+
+def cgroup2() -> Path:
+    """Where cgroup2 is mounted; hybrid machines have it off the usual place."""
+    for line in Path("/proc/self/mounts").read_text(encoding="ascii").splitlines():
+        _, target, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(target)
+    raise RuntimeError("no cgroup2 file system is mounted")
+
+
+def bpftool(*words: str) -> Any:
+    """The JSON answer of bpftool; raises where it reports an error."""
+    done = subprocess.run(["bpftool", "-j", *words], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout or "null")
+
+
+def ansible(command: list[str], prefix: list[str] | None = None) -> subprocess.Popen[str]:
+    """Start a program of the virtual environment in the source tree; output is merged."""
+    env = os.environ | {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_PIPELINING": "true",
+        "ANSIBLE_NOCOLOR": "1",
+        # One line a message, so that a test can match across the places where YAML would fold it.
+        "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+    }
+    program = str(Path(sys.executable).parent / command[0])
+    return subprocess.Popen(
+        [*(prefix or []), program, "-i", "inventories/local.yml", *command[1:]],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait(process: subprocess.Popen[str]) -> Result:
+    """Collect a started program; it is killed after PLAYBOOK_SECONDS."""
+    try:
+        output, _ = process.communicate(timeout=PLAYBOOK_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        pytest.fail(f"{process.args!r} took over {PLAYBOOK_SECONDS} s:\n{output}")
+    return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+@dataclass
+class Installation:
+    """Role variables of one private installation, and readers of what it left on the machine."""
+
+    home: Path
+    name: str
+    cgroup: str
+
+    @property
+    def bpffs(self) -> Path:
+        return self.home / "bpf"
+
+    @property
+    def pins(self) -> Path:
+        return self.bpffs / self.name
+
+    @property
+    def object_file(self) -> Path:
+        return self.home / "lib" / "bpf" / "sockmap.bpf.o"
+
+    @property
+    def declaration(self) -> Path:
+        return self.home / "etc" / "declaration.json"
+
+    def variables(self) -> dict[str, Any]:
+        """What every play of this installation is given."""
+        return {
+            "host_name": self.name,
+            "host_bpffs": str(self.bpffs),
+            "host_object_dir": str(self.home / "lib"),
+            "host_config_dir": str(self.home / "etc"),
+            "container_cgroups": [self.cgroup],
+        }
+
+    def start(
+        self, playbook: str, *words: str, prefix: list[str] | None = None, **changed: Any
+    ) -> subprocess.Popen[str]:
+        """Start a playbook of the collection by its full name."""
+        variables = json.dumps(self.variables() | changed)
+        command = ["ansible-playbook", f"colocated.tcp_sm.{playbook}", "-e", variables, *words]
+        return ansible(command, prefix)
+
+    def play(self, playbook: str, *words: str, **changed: Any) -> Result:
+        """Run a playbook of the collection to its end."""
+        return wait(self.start(playbook, *words, **changed))
+
+    def pinned(self) -> dict[str, Any]:
+        """Path below the pin directory -> id (or map's content, where it is configuration)."""
+        found: dict[str, Any] = {}
+        for path in sorted(p for p in self.pins.rglob("*") if not p.is_dir()):
+            kind = path.parent.name.rstrip("s")
+            found[str(path.relative_to(self.pins))] = bpftool(kind, "show", "pinned", str(path))[
+                "id"
+            ]
+        for name in ("tcp_sm_config", "tcp_sm_ports", "tcp_sm_cidrs"):
+            path = self.pins / "maps" / name
+            if path.exists():
+                found[f"content of {name}"] = bpftool("map", "dump", "pinned", str(path))
+        return found
+
+    def files(self) -> dict[str, str]:
+        """Path of every file on disk -> its SHA-256."""
+        return {
+            str(path.relative_to(self.home)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for folder in ("lib", "etc")
+            for path in sorted((self.home / folder).rglob("*"))
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, str], list[Any]]:
+        """All that a failed run must leave as it was."""
+        attached = bpftool("cgroup", "show", str(cgroup2()) + self.cgroup) or []
+        return self.pinned(), self.files(), sorted(entry["id"] for entry in attached)
+
+
+def recap(result: Result) -> dict[str, int]:
+    """Counters of the play's last line: ``ok``, ``changed``, ``failed``, ..."""
+    lines = [line for line in result.stdout.splitlines() if " : ok=" in line]
+    assert lines, result.stdout
+    counters = lines[-1].partition(" : ")[2].split()
+    return {name: int(value) for name, _, value in (word.partition("=") for word in counters)}
+
+
+def make_installation(home: Path, name: str) -> Installation:
+    """An installation with a cgroup; nothing is applied yet."""
+    cgroup = f"/{name}"
+    (cgroup2() / name).mkdir(exist_ok=True)
+    return Installation(home, name, cgroup)
+
+
+def dispose(installation: Installation) -> None:
+    """Remove all that a test may have left."""
+    done = installation.play("remove")
+    assert done.returncode == 0, done.stdout
+    subprocess.run(["umount", "-q", str(installation.bpffs)], check=False)
+    (cgroup2() / installation.cgroup.strip("/")).rmdir()
