@@ -1,0 +1,122 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures of the traffic tests: a bpffs, two cgroups and the channel, and their removal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import process
+from harness.channel import OBJECT, Channel, Config
+from harness.scene import Stage
+
+LIMIT = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: long, runs only when asked for with -m soak")
+    config.addinivalue_line("markers", "limit(seconds): this test's own time limit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in str(config.getoption("markexpr")):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=soak)
+    items[:] = [item for item in items if item not in soak]
+
+
+@pytest.fixture(autouse=True)
+def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that hangs, so that its cleanup still runs."""
+    marker = request.node.get_closest_marker("limit")
+    seconds = marker.args[0] if marker else LIMIT
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"the test took longer than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+def _cgroup2() -> Path:
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mount, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(mount)
+    pytest.fail("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup")
+
+
+@pytest.fixture(scope="session")
+def bpffs() -> Iterator[Path]:
+    """A bpffs that only this run uses."""
+    if os.geteuid():
+        pytest.fail("the traffic tests load BPF programs and make namespaces: run them as root")
+    with tempfile.TemporaryDirectory(prefix="tcp_sm_traffic_") as directory:
+        subprocess.run(["mount", "-t", "bpf", "bpf", directory], check=True)
+        try:
+            yield Path(directory)
+        finally:
+            subprocess.run(["umount", directory], check=True)
+
+
+@pytest.fixture(scope="session")
+def cgroups() -> Iterator[tuple[Path, Path]]:
+    """(the one the channel is attached to, the one beside it)."""
+    base = _cgroup2() / f"tcp_sm_traffic.{os.getpid()}"
+    made = [base, base / "inside", base / "outside"]
+    for group in made:
+        group.mkdir()
+    try:
+        yield made[1], made[2]
+    finally:
+        for top, below, _ in os.walk(base, topdown=False):
+            for name in below:
+                with contextlib.suppress(OSError):
+                    (Path(top) / name).rmdir()
+        base.rmdir()
+
+
+@pytest.fixture(scope="session")
+def channel(bpffs: Path, cgroups: tuple[Path, Path]) -> Iterator[Channel]:
+    """The channel, attached, mode `on`, eager."""
+    if not OBJECT.exists():
+        pytest.fail(f"{OBJECT} does not exist: run `make bpf` first")
+    made = Channel(bpffs / "tcp_sm", cgroups[0])
+    made.load()
+    made.configure(Config())
+    made.attach()
+    yield made
+    made.remove()
+
+
+@pytest.fixture()
+def stage(channel: Channel, cgroups: tuple[Path, Path]) -> Stage:
+    """Where scenes run."""
+    return Stage(channel, *cgroups)
+
+
+@pytest.fixture()
+def start() -> Iterator[Any]:
+    """Starts children that do not outlive the test."""
+    with process.children() as begin:
+        yield begin
+
+
+@pytest.fixture(scope="session", autouse=True)
+def many_files() -> None:
+    """As many descriptors as this session may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
