@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .model import TCP, UNIX, Sample, Samples, Workload, order, port_of, summarise
-from .stage import Place, Stage, place
+from .stage import CLIENT, SERVER, Place, Stage, place
 
 RUN_TIMEOUT = 30.0
 READY_TIMEOUT = 10.0
@@ -69,21 +69,19 @@ class Arm:
     def socket(self) -> Path:
         return self.directory / "socket"
 
-    def command(self, netns: str, words: list[str]) -> list[str]:
-        """nsenter executes the program in its own process, so the pid stays."""
-        return ["nsenter", f"--net=/run/netns/{netns}", *words]
-
-    def enter(self, side: str) -> Callable[[], None]:
-        """For preexec_fn: the child moves itself before it executes anything."""
+    def command(self, side: str, words: list[str]) -> list[str]:
+        """Moves itself to the side's cgroup and namespace; the pid stays the program's."""
+        netns = self.place.client_netns if side == CLIENT else self.place.server_netns
         procs = self.stage.cgroup(self.name, side) / "cgroup.procs"
-        return lambda: procs.write_text("0") and None
+        return ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(procs),
+                "nsenter", f"--net=/run/netns/{netns}", *words]
 
     def run(self, words: list[str]) -> str:
         """A client's standard output; RunError when it fails or hangs."""
-        command = self.command(self.place.client_netns, words)
+        command = self.command(CLIENT, words)
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False,
-                                  timeout=RUN_TIMEOUT, preexec_fn=self.enter("client"))
+                                  timeout=RUN_TIMEOUT)
         except subprocess.TimeoutExpired as error:
             raise RunError(f"`{' '.join(words)}` hung for {RUN_TIMEOUT:.0f} s") from error
         if done.returncode:
@@ -104,8 +102,8 @@ class Server(AbstractContextManager["Server"]):
         self.log = (arm.directory / "server.log").open("w+")
         words = SERVERS[arm.workload.tool](arm)
         self.process = subprocess.Popen(
-            arm.command(arm.place.server_netns, words), stdin=subprocess.DEVNULL,
-            stdout=self.log, stderr=self.log, preexec_fn=arm.enter("server"))
+            arm.command(SERVER, words), stdin=subprocess.DEVNULL, stdout=self.log,
+            stderr=self.log)
         try:
             self._wait_ready(words)
         except BaseException:

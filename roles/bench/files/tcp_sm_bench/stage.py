@@ -18,7 +18,7 @@ from pathlib import Path
 from .model import ARMS
 
 SERVER_ADDRESS, CLIENT_ADDRESS = "192.0.2.1", "192.0.2.2"
-SIDES = ("server", "client")
+SERVER, CLIENT = SIDES = ("server", "client")
 
 
 class StageError(RuntimeError):
