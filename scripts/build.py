@@ -3,15 +3,18 @@
 """Fill the roles' generated files and build the collection tarball.
 
 Roles of an installed collection cannot read top-level folders, so the BPF objects and the
-runtime package are copied below roles/host/files (ignored by git, present in the tarball).
+runtime package are copied below roles/host/files (ignored by git, present in the tarball). The
+package is one zip file, which Python imports as it is: Ansible takes a second for each file.
 Usage: build.py TARBALL
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,13 +40,23 @@ def wanted_files() -> dict[Path, bytes]:
     if not objects:
         raise SystemExit("build: no objects in build/bpf; run `make bpf`")
     files = {Path("bpf") / path.name: path.read_bytes() for path in objects}
-    runtime = Path("runtime") / "tcp_sm_runtime"
-    files[runtime / "__init__.py"] = RUNTIME_INIT.encode()
+    files[Path("runtime") / "tcp_sm_runtime.zip"] = runtime_archive()
+    return files
+
+
+def runtime_archive() -> bytes:
+    """The package tcp_sm_runtime as a zip file; the same sources give the same bytes."""
     utils = ROOT / "plugins" / "module_utils"
+    members = {"tcp_sm_runtime/__init__.py": RUNTIME_INIT.encode()}
     for package in ("_io", "_model"):
         for path in sorted((utils / package).rglob("*.py")):
-            files[runtime / path.relative_to(utils)] = path.read_bytes()
-    return files
+            members[f"tcp_sm_runtime/{path.relative_to(utils)}"] = path.read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            # ZipInfo's default time stamp is constant.
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
 
 
 def fill_role() -> bool:
