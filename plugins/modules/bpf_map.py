@@ -3,6 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Ansible module: entries of a pinned BPF map."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -141,12 +142,20 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "entries": {
-                "type": "list", "elements": "dict", "default": [], "no_log": False,
-                "options": {"key": {"type": "raw", "required": True, "no_log": False},
-                            "value": {"type": "raw"}},
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "no_log": False,
+                "options": {
+                    "key": {"type": "raw", "required": True, "no_log": False},
+                    "value": {"type": "raw"},
+                },
             },
-            "state": {"type": "str", "choices": ["present", "absent", "exact"],
-                      "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "absent", "exact"],
+                "default": "present",
+            },
             "lock_timeout": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
@@ -157,8 +166,11 @@ def main() -> None:
         module.fail_json(msg=str(error))
     for warning in result.warnings:
         module.warn(warning)
-    module.exit_json(changed=result.changed, entries=result.entries,
-                     diff={"before": result.before, "after": result.after})
+    module.exit_json(
+        changed=result.changed,
+        entries=result.entries,
+        diff={"before": result.before, "after": result.after},
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Ansible module: one BPF object, loaded, pinned and attached."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -261,12 +262,19 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "path": {"type": "path"},
             "sha256": {"type": "str"},
-            "state": {"type": "str", "choices": ["attached", "loaded", "absent"],
-                      "default": "attached"},
+            "state": {
+                "type": "str",
+                "choices": ["attached", "loaded", "absent"],
+                "default": "attached",
+            },
             "bpffs": {"type": "path", "default": "/sys/fs/bpf"},
-            "attach": {"type": "list", "elements": "dict", "default": [],
-                       "options": ATTACH_SPEC,
-                       "required_if": [("type", "cgroup", ("cgroup",)), ("type", "map", ("map",))]},
+            "attach": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": ATTACH_SPEC,
+                "required_if": [("type", "cgroup", ("cgroup",)), ("type", "map", ("map",))],
+            },
             "max_entries": {"type": "dict", "default": {}},
             "replace_maps": {"type": "bool", "default": False},
             "lock_timeout": {"type": "int", "default": 30},
@@ -282,8 +290,11 @@ def main() -> None:
         module.fail_json(msg=str(error))
     for warning in result.warnings:
         module.warn(warning)
-    module.exit_json(changed=result.changed, object=result.object,
-                     diff={"before": result.before, "after": result.after})
+    module.exit_json(
+        changed=result.changed,
+        object=result.object,
+        diff={"before": result.before, "after": result.after},
+    )
 
 
 if __name__ == "__main__":

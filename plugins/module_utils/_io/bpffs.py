@@ -7,6 +7,7 @@ percent sign; bpffs has no dots), then both folders are exchanged in one step, s
 reader or a kill -9 sees the old set of pins or the new one, never a mixture. What is left in
 the staging folder is waste by definition, and the next run throws it away.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -92,8 +93,9 @@ class PinFolder:
     def _check(self, folder: str, name: str, path: str, fd: int) -> None:
         kind = self.bpf.kind(fd)
         if kind != FOLDERS[folder]:
-            raise _foreign(path, f"it is a {kind or 'foreign object'} where only "
-                                 f"{folder} are pinned")
+            raise _foreign(
+                path, f"it is a {kind or 'foreign object'} where only {folder} are pinned"
+            )
         if folder == "progs":
             real = self.bpf.prog_info(fd).name
         elif folder == "maps":
@@ -163,8 +165,13 @@ class PinFolder:
     def exchange(self, first: str, second: str) -> None:
         """Exchange two folders atomically (bpffs can since Linux 5.16)."""
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second),
-                          ctypes.c_uint(RENAME_EXCHANGE)):
+        if libc.renameat2(
+            AT_FDCWD,
+            os.fsencode(first),
+            AT_FDCWD,
+            os.fsencode(second),
+            ctypes.c_uint(RENAME_EXCHANGE),
+        ):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), second)
 
@@ -174,5 +181,7 @@ def _is_folder(path: str) -> bool:
 
 
 def _foreign(path: str, why: str) -> ForeignError:
-    return ForeignError(f"{path} was not pinned by this collection: {why}. Nothing was changed. "
-                        "Choose another name, or remove it by hand if nothing needs it.")
+    return ForeignError(
+        f"{path} was not pinned by this collection: {why}. Nothing was changed. "
+        "Choose another name, or remove it by hand if nothing needs it."
+    )

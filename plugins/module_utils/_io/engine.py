@@ -7,6 +7,7 @@ program tags, which tell whether it is already there. Check mode does the same a
 the first change. A change is staged beside the pins and put in place at once (see bpffs.py);
 whatever fails before that is undone in reverse order.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._model import plan as planning
-from .._model.btf import Btf
+from .._model.btf import Btf, parse_btf
 from .._model.elf import check_bpf_elf
 from .._model.errors import InputError, KernelError, MissingError
 from .._model.plan import DROP, KEEP, REPLACE, UPDATE, Link, Map, ObjectState, Plan, Program, Step
@@ -49,8 +50,12 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
-def apply(spec: ObjectSpec, check: bool = False, skip_missing_cgroups: bool = False,
-          lock_path: str = LOCK_PATH) -> Result:
+def apply(
+    spec: ObjectSpec,
+    check: bool = False,
+    skip_missing_cgroups: bool = False,
+    lock_path: str = LOCK_PATH,
+) -> Result:
     """Bring the object to `spec`; with `check`, only say what would happen.
 
     Raises TcpSmError with everything as before. `skip_missing_cgroups` is for boot time, when
@@ -71,8 +76,14 @@ def _predict_from_nothing(spec: ObjectSpec, why: str) -> Result:
     wanted = dict(nothing, state=spec.state)
     if spec.state == "attached":
         wanted["links"] = {item.key: item.target for item in spec.attach}
-    view = {"name": spec.name, "state": spec.state, "sha256": spec.sha256 or None,
-            "programs": [], "maps": [], "links": []}
+    view: dict[str, Any] = {
+        "name": spec.name,
+        "state": spec.state,
+        "sha256": spec.sha256 or None,
+        "programs": [],
+        "maps": [],
+        "links": [],
+    }
     changed = spec.state != "absent"
     warnings = [f"Check mode cannot predict the rest: {why}"] if changed else []
     return Result(changed, view, nothing, wanted, warnings)
@@ -93,8 +104,13 @@ class Wanted:
 class Engine:
     """One run for one object, under the lock."""
 
-    def __init__(self, spec: ObjectSpec, bpf: Bpf, skip_missing_cgroups: bool = False,
-                 folder: PinFolder | None = None) -> None:
+    def __init__(
+        self,
+        spec: ObjectSpec,
+        bpf: Bpf,
+        skip_missing_cgroups: bool = False,
+        folder: PinFolder | None = None,
+    ) -> None:
         self.spec = spec
         self.bpf = bpf
         self.folder = folder or PinFolder(bpf, spec.bpffs, spec.name)
@@ -111,8 +127,10 @@ class Engine:
             with self.fds:
                 return self._run(check)
         except OSError as error:
-            raise KernelError(f"Cannot bring BPF object {self.spec.name} to state "
-                              f"{self.spec.state}: {error}. {_hint(error)}".rstrip()) from error
+            raise KernelError(
+                f"Cannot bring BPF object {self.spec.name} to state "
+                f"{self.spec.state}: {error}. {_hint(error)}".rstrip()
+            ) from error
 
     def _run(self, check: bool) -> Result:
         if self.spec.state == "absent":
@@ -145,15 +163,19 @@ class Engine:
             with open(path, "rb") as file:
                 data = file.read()
         except FileNotFoundError:
-            raise MissingError(f"Cannot load {path}: there is no such file. Copy the BPF object "
-                               "there first.") from None
+            raise MissingError(
+                f"Cannot load {path}: there is no such file. Copy the BPF object there first."
+            ) from None
         except OSError as error:
-            raise InputError(f"Cannot read {path}: {error.strerror}. path must name a BPF object "
-                             "file.") from error
+            raise InputError(
+                f"Cannot read {path}: {error.strerror}. path must name a BPF object file."
+            ) from error
         self.sha256 = hashlib.sha256(data).hexdigest()
         if self.spec.sha256 and self.sha256 != self.spec.sha256:
-            raise InputError(f"Refused to load {path}: its sha256 is {self.sha256}, expected "
-                             f"{self.spec.sha256}. Copy the right file, or correct sha256.")
+            raise InputError(
+                f"Refused to load {path}: its sha256 is {self.sha256}, expected "
+                f"{self.spec.sha256}. Copy the right file, or correct sha256."
+            )
         check_bpf_elf(data, path)
         return data
 
@@ -172,10 +194,22 @@ class Engine:
 
     def _live_map(self, name: str, fd: int) -> Map:
         info = self.bpf.map_info(fd)
-        content = _digest(self.bpf.lookup(fd, bytes(4), info.value_size) or b""
-                          ) if name.startswith(RODATA) else ""
-        return Map(name, info.type, info.key_size, info.value_size, info.max_entries, info.flags,
-                   map_layout(self.bpf, info), content, info.id)
+        content = (
+            _digest(self.bpf.lookup(fd, bytes(4), info.value_size) or b"")
+            if name.startswith(RODATA)
+            else ""
+        )
+        return Map(
+            name,
+            info.type,
+            info.key_size,
+            info.value_size,
+            info.max_entries,
+            info.flags,
+            map_layout(self.bpf, info),
+            content,
+            info.id,
+        )
 
     def _live_link(self, key: str, fd: int, map_names: dict[int, str]) -> Link:
         info = self.bpf.link_info(fd)
@@ -198,22 +232,35 @@ class Engine:
                     continue
                 for attach_type in _sockmap_attach_types(program.type):
                     with contextlib.suppress(OSError):
-                        if self.bpf.prog_attached(pinned.maps[map_name],
-                                                  attach_type) == program.id:
-                            found[name] = Link(name, name, "map", f"map {map_name}", entry.id,
-                                               program.id, pinned=False)
+                        if self.bpf.prog_attached(pinned.maps[map_name], attach_type) == program.id:
+                            found[name] = Link(
+                                name,
+                                name,
+                                "map",
+                                f"map {map_name}",
+                                entry.id,
+                                program.id,
+                                pinned=False,
+                            )
         return found
 
     # -- the wanted state --------------------------------------------------------------------
 
-    def _load(self, data: bytes, live: ObjectState, pinned: Pinned, stack: contextlib.ExitStack,
-              ) -> Wanted:
+    def _load(
+        self,
+        data: bytes,
+        live: ObjectState,
+        pinned: Pinned,
+        stack: contextlib.ExitStack,
+    ) -> Wanted:
         """Load a second instance on top of the reusable pinned maps."""
         try:
             loaded = stack.enter_context(self.bpf.open_object(data, self.spec.name))
         except OSError as error:
-            raise InputError(f"Cannot open BPF object {self.spec.path}: {error.strerror or error}. "
-                             f"{self._said()}") from error
+            raise InputError(
+                f"Cannot open BPF object {self.spec.path}: {error.strerror or error}. "
+                f"{self._said()}"
+            ) from error
         maps = self._declare_maps(loaded, live, pinned)
         handles = loaded.programs()
         self._check_names(handles, maps)
@@ -227,31 +274,41 @@ class Engine:
         for name, fd in progs.items():
             info = self.bpf.prog_info(fd)
             programs[name] = Program(name, info.tag, info.type, info.id, frozenset(info.map_ids))
-        maps = {name: replace(entry, id=self.bpf.map_info(map_fds[name]).id)
-                for name, entry in maps.items()}
+        maps = {
+            name: replace(entry, id=self.bpf.map_info(map_fds[name]).id)
+            for name, entry in maps.items()
+        }
         types = {name: loaded.attach_type(handle) for name, handle in handles.items()}
         wanted = Wanted(ObjectState(programs, maps), progs, map_fds, types, {}, {})
         self._add_links(wanted, stack)
         return wanted
 
-    def _declare_maps(self, loaded: BpfObject, live: ObjectState, pinned: Pinned,
-                      ) -> dict[str, Map]:
+    def _declare_maps(
+        self,
+        loaded: BpfObject,
+        live: ObjectState,
+        pinned: Pinned,
+    ) -> dict[str, Map]:
         """Size the maps, decide which pinned ones serve again; InputError on a conflict."""
         raw = loaded.btf()
-        btf = Btf(raw) if raw else None
+        btf = parse_btf(raw) if raw else None
         handles = loaded.maps()
         for name in self.spec.max_entries:
             if name not in handles or name.startswith(INTERNAL):
-                raise InputError(f"max_entries: the object {self.spec.path} has no map {name!r}; "
-                                 f"it has {_names(handles)}")
+                raise InputError(
+                    f"max_entries: the object {self.spec.path} has no map {name!r}; "
+                    f"it has {_names(handles)}"
+                )
         maps = {}
         for name, handle in handles.items():
             if name in self.spec.max_entries:
                 loaded.set_max_entries(handle, self.spec.max_entries[name])
             maps[name] = self._declared_map(loaded, name, handle, btf)
             if maps[name].type == "struct_ops":
-                raise InputError(f"The object {self.spec.path} has struct_ops map {name!r}, which "
-                                 "this module does not support.")
+                raise InputError(
+                    f"The object {self.spec.path} has struct_ops map {name!r}, which "
+                    "this module does not support."
+                )
         conflicts = []
         for name, entry in maps.items():
             why = planning.map_conflict(live.maps[name], entry) if name in live.maps else "new"
@@ -264,24 +321,30 @@ class Engine:
                 f"The pins in {self.folder.path} are of a version of {self.spec.name} whose maps "
                 f"do not fit this object: {'; '.join(conflicts)}. Nothing was changed. Set "
                 "replace_maps=true to start with empty maps in their place, or remove the old "
-                "version with state=absent.")
+                "version with state=absent."
+            )
         return maps
 
     def _declared_map(self, loaded: BpfObject, name: str, handle: int, btf: Btf | None) -> Map:
         declared = loaded.map_declared(handle)
         key, value = declared.pop("key_type_id"), declared.pop("value_type_id")
         content = _digest(loaded.initial_value(handle)) if name.startswith(RODATA) else ""
-        return Map(name, layout=_layout(btf, key, value, declared["type"]), content=content,
-                   **declared)
+        return Map(
+            name, layout=_layout(btf, key, value, declared["type"]), content=content, **declared
+        )
 
     def _check_names(self, programs: dict[str, int], maps: dict[str, Map]) -> None:
         for item in self.spec.attach:
             if item.program not in programs:
-                raise InputError(f"attach: the object {self.spec.path} has no program "
-                                 f"{item.program!r}; it has {_names(programs)}")
+                raise InputError(
+                    f"attach: the object {self.spec.path} has no program "
+                    f"{item.program!r}; it has {_names(programs)}"
+                )
             if item.map and item.map not in maps:
-                raise InputError(f"attach: the object {self.spec.path} has no map {item.map!r} "
-                                 f"for program {item.program}; it has {_names(maps)}")
+                raise InputError(
+                    f"attach: the object {self.spec.path} has no map {item.map!r} "
+                    f"for program {item.program}; it has {_names(maps)}"
+                )
 
     def _add_links(self, wanted: Wanted, stack: contextlib.ExitStack) -> None:
         """Resolve the attach list to targets."""
@@ -306,8 +369,10 @@ class Engine:
     def _load_failure(self, loaded: BpfObject, error: OSError) -> KernelError:
         log = loaded.log().rstrip()
         tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
-        parts = [f"Cannot load BPF object {self.spec.path} into Linux {platform.release()}: "
-                 f"{error.strerror}. {self._said()}"]
+        parts = [
+            f"Cannot load BPF object {self.spec.path} into Linux {platform.release()}: "
+            f"{error.strerror}. {self._said()}"
+        ]
         parts += [f"The end of the verifier's log:\n{tail}"] if tail else []
         parts += [*self._missing_features(loaded), _hint(error), "Nothing was changed."]
         return KernelError("\n".join(part for part in parts if part), log[-65536:])
@@ -315,14 +380,17 @@ class Engine:
     def _missing_features(self, loaded: BpfObject) -> Iterator[str]:
         """Program and map types of the object that this kernel does not know."""
         if not os.path.exists("/sys/kernel/btf/vmlinux"):
-            yield ("The kernel has no type information (/sys/kernel/btf/vmlinux): use one with "
-                   "CONFIG_DEBUG_INFO_BTF=y.")
+            yield (
+                "The kernel has no type information (/sys/kernel/btf/vmlinux): use one with "
+                "CONFIG_DEBUG_INFO_BTF=y."
+            )
         with contextlib.suppress(OSError, ValueError):
             for kind in sorted({loaded.program_type(one) for one in loaded.programs().values()}):
                 if not self.bpf.supports_prog_type(kind):
                     yield f"The kernel does not support programs of type {kind}."
-            for kind in sorted({loaded.map_declared(one)["type"]
-                                for one in loaded.maps().values()}):
+            for kind in sorted(
+                {loaded.map_declared(one)["type"] for one in loaded.maps().values()}
+            ):
                 if not self.bpf.supports_map_type(kind):
                     yield f"The kernel does not support maps of type {kind}."
 
@@ -370,8 +438,13 @@ class Engine:
         self._drop_unlinked(steps, live, pinned)
         self.folder.commit()
 
-    def _change_links(self, steps: Plan, live: ObjectState, pinned: Pinned, wanted: Wanted,
-                      ) -> None:
+    def _change_links(
+        self,
+        steps: Plan,
+        live: ObjectState,
+        pinned: Pinned,
+        wanted: Wanted,
+    ) -> None:
         """The programs stay; only attachments change, in place. Drops come last."""
         current = replace(wanted.state, programs=live.programs)
         wanted = replace(wanted, state=current, progs=pinned.progs)
@@ -383,8 +456,9 @@ class Engine:
             if step.action == DROP and step.key in pinned.links:
                 self._unpin_link(step.key, pinned)
 
-    def _link(self, step: Step, live: ObjectState, pinned: Pinned, wanted: Wanted,
-              staged: bool) -> None:
+    def _link(
+        self, step: Step, live: ObjectState, pinned: Pinned, wanted: Wanted, staged: bool
+    ) -> None:
         """Keep, update, create or replace one attachment and pin it."""
         action, key = step.action, step.key
         item, path = wanted.attach[key], self.folder.pin_path("links", key, staged)
@@ -458,8 +532,10 @@ class Engine:
         old = self._program(self.bpf.prog_attached(map_fd, attach_type))
         self.bpf.prog_attach(program, map_fd, attach_type)
         self.undo.append(
-            (lambda: self.bpf.prog_detach(program, map_fd, attach_type)) if old is None else
-            (lambda: self.bpf.prog_attach(old, map_fd, attach_type)))
+            (lambda: self.bpf.prog_detach(program, map_fd, attach_type))
+            if old is None
+            else (lambda: self.bpf.prog_attach(old, map_fd, attach_type))
+        )
         return None
 
     def _drop_unlinked(self, steps: Plan, live: ObjectState, pinned: Pinned) -> None:
@@ -472,8 +548,11 @@ class Engine:
     def _detach(self, link: Link, pinned: Pinned) -> None:
         program = pinned.progs[link.program]
         map_fd = pinned.maps[link.target.removeprefix("map ")]
-        kind = next(kind for kind in _sockmap_attach_types(self.bpf.prog_info(program).type)
-                    if self.bpf.prog_attached(map_fd, kind) == link.prog_id)
+        kind = next(
+            kind
+            for kind in _sockmap_attach_types(self.bpf.prog_info(program).type)
+            if self.bpf.prog_attached(map_fd, kind) == link.prog_id
+        )
         self.bpf.prog_detach(program, map_fd, kind)
         self.undo.append(lambda: self.bpf.prog_attach(program, map_fd, kind))
 
@@ -484,10 +563,14 @@ class Engine:
         except OSError as error:
             hint = _hint(error)
             if error.errno == errno.EPERM and item.type == "cgroup":
-                hint = ("Another program may be attached exclusively to this cgroup or to one "
-                        f"above it (bpftool cgroup tree shows it). {hint}")
-            raise KernelError(f"Cannot attach program {item.program} to {item.target}: "
-                              f"{error.strerror}. {hint} Everything was put back.") from error
+                hint = (
+                    "Another program may be attached exclusively to this cgroup or to one "
+                    f"above it (bpftool cgroup tree shows it). {hint}"
+                )
+            raise KernelError(
+                f"Cannot attach program {item.program} to {item.target}: "
+                f"{error.strerror}. {hint} Everything was put back."
+            ) from error
 
     def _remove(self, check: bool) -> Result:
         """state=absent."""
@@ -537,24 +620,49 @@ class Engine:
         if not check:
             with self.folder.open() as pinned:
                 target = self._live_state(pinned)
-        return Result(steps.changed or self.waste, self._view(target, word), before, after,
-                      self.warnings)
+        return Result(
+            steps.changed or self.waste, self._view(target, word), before, after, self.warnings
+        )
 
     def _view(self, state: ObjectState, word: str) -> dict[str, Any]:
         """The module's return value."""
         path = self.folder.pin_path
         return {
-            "name": self.spec.name, "state": word, "sha256": self.sha256,
-            "programs": [{"name": one.name, "id": one.id, "tag": one.tag, "type": one.type,
-                          "pin": path("progs", one.name)}
-                         for _key, one in sorted(state.programs.items())],
-            "maps": [{"name": one.name, "id": one.id, "type": one.type, "key_size": one.key_size,
-                      "value_size": one.value_size, "max_entries": one.max_entries,
-                      "pin": path("maps", one.name)}
-                     for _key, one in sorted(state.maps.items())],
-            "links": [{"program": one.program, "type": one.type, "target": one.target,
-                       "id": one.id or None, "pin": path("links", key) if one.pinned else None}
-                      for key, one in sorted(state.links.items())],
+            "name": self.spec.name,
+            "state": word,
+            "sha256": self.sha256,
+            "programs": [
+                {
+                    "name": one.name,
+                    "id": one.id,
+                    "tag": one.tag,
+                    "type": one.type,
+                    "pin": path("progs", one.name),
+                }
+                for _key, one in sorted(state.programs.items())
+            ],
+            "maps": [
+                {
+                    "name": one.name,
+                    "id": one.id,
+                    "type": one.type,
+                    "key_size": one.key_size,
+                    "value_size": one.value_size,
+                    "max_entries": one.max_entries,
+                    "pin": path("maps", one.name),
+                }
+                for _key, one in sorted(state.maps.items())
+            ],
+            "links": [
+                {
+                    "program": one.program,
+                    "type": one.type,
+                    "target": one.target,
+                    "id": one.id or None,
+                    "pin": path("links", key) if one.pinned else None,
+                }
+                for key, one in sorted(state.links.items())
+            ],
         }
 
 
@@ -562,7 +670,9 @@ def map_layout(bpf: Bpf, info: MapInfo) -> object:
     """The layout of a live map's key and value; None where it has no BTF."""
     if not info.btf_id:
         return None
-    return _layout(Btf(bpf.btf_of(info.btf_id)), info.key_type_id, info.value_type_id, info.type)
+    return _layout(
+        parse_btf(bpf.btf_of(info.btf_id)), info.key_type_id, info.value_type_id, info.type
+    )
 
 
 def _layout(btf: Btf | None, key: int, value: int, kind: str) -> object:
@@ -572,9 +682,26 @@ def _layout(btf: Btf | None, key: int, value: int, kind: str) -> object:
     return (btf.layout(key) if key else None, btf.layout(value) if value else None)
 
 
-UNTYPED = ("perf_event_array", "cgroup_array", "stack_trace", "array_of_maps", "hash_of_maps",
-           "devmap", "devmap_hash", "cpumap", "xskmap", "sockmap", "sockhash", "ringbuf",
-           "user_ringbuf", "prog_array", "reuseport_sockarray", "arena", "queue", "stack")
+UNTYPED = (
+    "perf_event_array",
+    "cgroup_array",
+    "stack_trace",
+    "array_of_maps",
+    "hash_of_maps",
+    "devmap",
+    "devmap_hash",
+    "cpumap",
+    "xskmap",
+    "sockmap",
+    "sockhash",
+    "ringbuf",
+    "user_ringbuf",
+    "prog_array",
+    "reuseport_sockarray",
+    "arena",
+    "queue",
+    "stack",
+)
 
 
 def _sockmap_attach_types(program_type: str) -> tuple[int, ...]:
@@ -594,7 +721,7 @@ def _hint(error: OSError) -> str:
     """What to do about an errno."""
     return {
         errno.EPERM: "Run as root with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN; "
-                     "some kernels forbid a program type altogether.",
+        "some kernels forbid a program type altogether.",
         errno.EACCES: "",
         errno.ENOMEM: "The kernel is short of memory for maps: lower max_entries.",
         errno.E2BIG: "A map or program is larger than the kernel allows: lower max_entries.",

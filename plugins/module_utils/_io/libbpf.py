@@ -5,6 +5,7 @@
 Functions raise OSError with the kernel's errno; file descriptors are plain integers that the
 caller closes. Layouts of the info structs: include/uapi/linux/bpf.h.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -25,19 +26,76 @@ PRINT_WARN = 0
 BPF_ANY = 0
 
 MAP_TYPES = (
-    "unspec", "hash", "array", "prog_array", "perf_event_array", "percpu_hash", "percpu_array",
-    "stack_trace", "cgroup_array", "lru_hash", "lru_percpu_hash", "lpm_trie", "array_of_maps",
-    "hash_of_maps", "devmap", "sockmap", "cpumap", "xskmap", "sockhash", "cgroup_storage",
-    "reuseport_sockarray", "percpu_cgroup_storage", "queue", "stack", "sk_storage",
-    "devmap_hash", "struct_ops", "ringbuf", "inode_storage", "task_storage", "bloom_filter",
-    "user_ringbuf", "cgrp_storage", "arena")
+    "unspec",
+    "hash",
+    "array",
+    "prog_array",
+    "perf_event_array",
+    "percpu_hash",
+    "percpu_array",
+    "stack_trace",
+    "cgroup_array",
+    "lru_hash",
+    "lru_percpu_hash",
+    "lpm_trie",
+    "array_of_maps",
+    "hash_of_maps",
+    "devmap",
+    "sockmap",
+    "cpumap",
+    "xskmap",
+    "sockhash",
+    "cgroup_storage",
+    "reuseport_sockarray",
+    "percpu_cgroup_storage",
+    "queue",
+    "stack",
+    "sk_storage",
+    "devmap_hash",
+    "struct_ops",
+    "ringbuf",
+    "inode_storage",
+    "task_storage",
+    "bloom_filter",
+    "user_ringbuf",
+    "cgrp_storage",
+    "arena",
+)
 PROG_TYPES = (
-    "unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp",
-    "perf_event", "cgroup_skb", "cgroup_sock", "lwt_in", "lwt_out", "lwt_xmit", "sock_ops",
-    "sk_skb", "cgroup_device", "sk_msg", "raw_tracepoint", "cgroup_sock_addr", "lwt_seg6local",
-    "lirc_mode2", "sk_reuseport", "flow_dissector", "cgroup_sysctl",
-    "raw_tracepoint_writable", "cgroup_sockopt", "tracing", "struct_ops", "ext", "lsm",
-    "sk_lookup", "syscall", "netfilter")
+    "unspec",
+    "socket_filter",
+    "kprobe",
+    "sched_cls",
+    "sched_act",
+    "tracepoint",
+    "xdp",
+    "perf_event",
+    "cgroup_skb",
+    "cgroup_sock",
+    "lwt_in",
+    "lwt_out",
+    "lwt_xmit",
+    "sock_ops",
+    "sk_skb",
+    "cgroup_device",
+    "sk_msg",
+    "raw_tracepoint",
+    "cgroup_sock_addr",
+    "lwt_seg6local",
+    "lirc_mode2",
+    "sk_reuseport",
+    "flow_dissector",
+    "cgroup_sysctl",
+    "raw_tracepoint_writable",
+    "cgroup_sockopt",
+    "tracing",
+    "struct_ops",
+    "ext",
+    "lsm",
+    "sk_lookup",
+    "syscall",
+    "netfilter",
+)
 LINK_TYPES = {1: "tracing", 2: "tracing", 3: "cgroup", 4: "iter", 14: "map"}
 TRACE_ITER = 28
 # Attach types of programs that a sockmap or sockhash takes, by program type.
@@ -48,11 +106,16 @@ _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_
 
 class _OpenOpts(ctypes.Structure):
     _fields_ = (
-        ("sz", ctypes.c_size_t), ("object_name", ctypes.c_char_p),
-        ("relaxed_maps", ctypes.c_bool), ("pin_root_path", ctypes.c_char_p),
-        ("unused", ctypes.c_uint32), ("kconfig", ctypes.c_char_p),
-        ("btf_custom_path", ctypes.c_char_p), ("kernel_log_buf", ctypes.c_void_p),
-        ("kernel_log_size", ctypes.c_size_t), ("kernel_log_level", ctypes.c_uint32),
+        ("sz", ctypes.c_size_t),
+        ("object_name", ctypes.c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", ctypes.c_char_p),
+        ("unused", ctypes.c_uint32),
+        ("kconfig", ctypes.c_char_p),
+        ("btf_custom_path", ctypes.c_char_p),
+        ("kernel_log_buf", ctypes.c_void_p),
+        ("kernel_log_size", ctypes.c_size_t),
+        ("kernel_log_level", ctypes.c_uint32),
     )
 
 
@@ -60,15 +123,21 @@ class _LinkOpts(ctypes.Structure):
     """bpf_link_create_opts; the tail holds the union of per-type options, all zero."""
 
     _fields_ = (
-        ("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("iter_info", ctypes.c_void_p),
-        ("iter_info_len", ctypes.c_uint32), ("target_btf_id", ctypes.c_uint32),
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("iter_info", ctypes.c_void_p),
+        ("iter_info_len", ctypes.c_uint32),
+        ("target_btf_id", ctypes.c_uint32),
         ("tail", ctypes.c_uint64 * 4),
     )
 
 
 class _UpdateOpts(ctypes.Structure):
-    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32),
-                ("old_prog_fd", ctypes.c_uint32))
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("old_prog_fd", ctypes.c_uint32),
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +195,8 @@ class Bpf:
         except OSError as error:
             raise MissingError(
                 f"Cannot load {LIBRARY}: {error}. Install libbpf 1.0 or newer "
-                "(Debian, Ubuntu: package libbpf1; Fedora: libbpf).") from error
+                "(Debian, Ubuntu: package libbpf1; Fedora: libbpf)."
+            ) from error
         self.messages: list[str] = []
         self._libc = ctypes.CDLL(None)
         self._callback = _PRINT(self._print)
@@ -135,21 +205,43 @@ class Bpf:
 
     def _declare(self) -> None:
         pointer, text = ctypes.c_void_p, ctypes.c_char_p
-        for name in ("bpf_object__open_mem", "bpf_object__next_program", "bpf_object__next_map",
-                     "bpf_object__btf", "btf__raw_data", "bpf_map__initial_value"):
+        for name in (
+            "bpf_object__open_mem",
+            "bpf_object__next_program",
+            "bpf_object__next_map",
+            "bpf_object__btf",
+            "btf__raw_data",
+            "bpf_map__initial_value",
+        ):
             getattr(self.lib, name).restype = pointer
         for name in ("bpf_program__name", "bpf_map__name"):
             getattr(self.lib, name).restype = text
         self.lib.bpf_object__open_mem.argtypes = [text, ctypes.c_size_t, pointer]
-        for name in ("bpf_object__load", "bpf_object__close", "bpf_program__name",
-                     "bpf_program__fd", "bpf_program__type", "bpf_map__name", "bpf_map__fd",
-                     "bpf_program__expected_attach_type", "bpf_map__type", "bpf_map__key_size",
-                     "bpf_map__value_size", "bpf_map__max_entries", "bpf_map__map_flags",
-                     "bpf_map__btf_key_type_id", "bpf_map__btf_value_type_id",
-                     "bpf_object__btf"):
+        for name in (
+            "bpf_object__load",
+            "bpf_object__close",
+            "bpf_program__name",
+            "bpf_program__fd",
+            "bpf_program__type",
+            "bpf_map__name",
+            "bpf_map__fd",
+            "bpf_program__expected_attach_type",
+            "bpf_map__type",
+            "bpf_map__key_size",
+            "bpf_map__value_size",
+            "bpf_map__max_entries",
+            "bpf_map__map_flags",
+            "bpf_map__btf_key_type_id",
+            "bpf_map__btf_value_type_id",
+            "bpf_object__btf",
+        ):
             getattr(self.lib, name).argtypes = [pointer]
-        for name in ("bpf_object__next_program", "bpf_object__next_map", "btf__raw_data",
-                     "bpf_map__initial_value"):
+        for name in (
+            "bpf_object__next_program",
+            "bpf_object__next_map",
+            "btf__raw_data",
+            "bpf_map__initial_value",
+        ):
             getattr(self.lib, name).argtypes = [pointer, pointer]
         self.lib.bpf_map__set_pin_path.argtypes = [pointer, text]
         self.lib.bpf_map__reuse_fd.argtypes = [pointer, ctypes.c_int]
@@ -160,8 +252,9 @@ class Bpf:
         if level != PRINT_WARN:
             return 0
         buffer = ctypes.create_string_buffer(LINE_SIZE)
-        written = self._libc.vsnprintf(buffer, ctypes.c_size_t(LINE_SIZE), form,
-                                       ctypes.c_void_p(args))
+        written = self._libc.vsnprintf(
+            buffer, ctypes.c_size_t(LINE_SIZE), form, ctypes.c_void_p(args)
+        )
         self.messages.append(buffer.value.decode("utf-8", "replace").rstrip("\n"))
         return int(written)
 
@@ -195,16 +288,31 @@ class Bpf:
         struct.pack_into("=IQ", data, 52, count, ctypes.addressof(ids))
         raw = self._info(fd, data)
         kind, number = struct.unpack_from("=II", raw)
-        return ProgInfo(number, _name_of(PROG_TYPES, kind), raw[8:16].hex(),
-                        _text(raw[64:80]), tuple(ids[:count]))
+        return ProgInfo(
+            number,
+            _name_of(PROG_TYPES, kind),
+            raw[8:16].hex(),
+            _text(raw[64:80]),
+            tuple(ids[:count]),
+        )
 
     def map_info(self, fd: int) -> MapInfo:
         """About a map."""
         raw = self._info(fd, bytearray(88))
         kind, number, key, value, entries, flags = struct.unpack_from("=6I", raw)
         btf_id, key_type, value_type = struct.unpack_from("=3I", raw, 64)
-        return MapInfo(number, _name_of(MAP_TYPES, kind), key, value, entries, flags,
-                       _text(raw[24:40]), btf_id, key_type, value_type)
+        return MapInfo(
+            number,
+            _name_of(MAP_TYPES, kind),
+            key,
+            value,
+            entries,
+            flags,
+            _text(raw[24:40]),
+            btf_id,
+            key_type,
+            value_type,
+        )
 
     def link_info(self, fd: int) -> LinkInfo:
         """About a link."""
@@ -212,7 +320,8 @@ class Bpf:
         kind, number, program = struct.unpack_from("=3I", raw)
         word = LINK_TYPES.get(kind, f"type {kind}")
         form, offset = {"cgroup": ("=Q", 16), "map": ("=I", 16), "iter": ("=I", 28)}.get(
-            word, ("", 0))
+            word, ("", 0)
+        )
         target = struct.unpack_from(form, raw, offset)[0] if form else 0
         return LinkInfo(number, word, program, target)
 
@@ -236,8 +345,9 @@ class Bpf:
 
     # -- attaching ---------------------------------------------------------------------------
 
-    def link_create(self, prog_fd: int, target_fd: int, attach_type: int,
-                    iter_map_fd: int | None = None) -> int:
+    def link_create(
+        self, prog_fd: int, target_fd: int, attach_type: int, iter_map_fd: int | None = None
+    ) -> int:
         """A descriptor of a new link; an iterator takes the map that it walks instead of a
         target."""
         opts = _LinkOpts(sz=ctypes.sizeof(_LinkOpts))
@@ -246,8 +356,9 @@ class Bpf:
         if iter_map_fd is not None:
             opts.iter_info = ctypes.addressof(info)
             opts.iter_info_len = ctypes.sizeof(info)
-        return _checked(self.lib.bpf_link_create(prog_fd, target_fd, attach_type,
-                                                 ctypes.byref(opts)), "link")
+        return _checked(
+            self.lib.bpf_link_create(prog_fd, target_fd, attach_type, ctypes.byref(opts)), "link"
+        )
 
     def link_update(self, link_fd: int, prog_fd: int) -> None:
         """Exchange a link's program, atomically."""
@@ -265,8 +376,10 @@ class Bpf:
     def prog_attached(self, target_fd: int, attach_type: int) -> int:
         """Id of the program attached to a map, with or without link; zero where none is."""
         ids, count = (ctypes.c_uint32 * 1)(), ctypes.c_uint32(1)
-        _checked(self.lib.bpf_prog_query(target_fd, attach_type, 0, None, ids,
-                                         ctypes.byref(count)), "map")
+        _checked(
+            self.lib.bpf_prog_query(target_fd, attach_type, 0, None, ids, ctypes.byref(count)),
+            "map",
+        )
         return ids[0] if count.value else 0
 
     # -- map entries -------------------------------------------------------------------------
@@ -325,8 +438,12 @@ class BpfObject:
         self.bpf, self.lib = bpf, bpf.lib
         self._log = ctypes.create_string_buffer(LOG_SIZE)
         self._data = data
-        opts = _OpenOpts(sz=ctypes.sizeof(_OpenOpts), object_name=name.encode(),
-                         kernel_log_buf=ctypes.addressof(self._log), kernel_log_size=LOG_SIZE)
+        opts = _OpenOpts(
+            sz=ctypes.sizeof(_OpenOpts),
+            object_name=name.encode(),
+            kernel_log_buf=ctypes.addressof(self._log),
+            kernel_log_size=LOG_SIZE,
+        )
         bpf.messages.clear()
         ctypes.set_errno(0)
         self.pointer = self.lib.bpf_object__open_mem(data, len(data), ctypes.byref(opts))
@@ -351,15 +468,17 @@ class BpfObject:
 
     def programs(self) -> dict[str, int]:
         """Handles of the programs by name."""
-        return {self.lib.bpf_program__name(item).decode(): item
-                for item in self._walk("bpf_object__next_program")}
+        return {
+            self.lib.bpf_program__name(item).decode(): item
+            for item in self._walk("bpf_object__next_program")
+        }
 
     def maps(self) -> dict[str, int]:
         """Handles of the maps by name; internal ones by their section (".rodata")."""
         found = {}
         for item in self._walk("bpf_object__next_map"):
             name = self.lib.bpf_map__name(item).decode()
-            found[name[name.index("."):] if "." in name else name] = item
+            found[name[name.index(".") :] if "." in name else name] = item
         return found
 
     def program_type(self, program: int) -> str:

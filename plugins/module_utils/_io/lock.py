@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One run at a time: an flock that waits, and names the holder when it gives up."""
+
 from __future__ import annotations
 
 import contextlib
@@ -28,7 +29,8 @@ def locked(timeout: float, path: str = LOCK_PATH) -> Iterator[None]:
         if time.monotonic() >= deadline:
             raise TcpSmError(
                 f"Another run holds {path} ({_holder(path)}), also after {timeout:g} seconds. "
-                "Nothing was changed. Wait until it ends, or raise lock_timeout.")
+                "Nothing was changed. Wait until it ends, or raise lock_timeout."
+            )
         time.sleep(POLL_SECONDS)
     try:
         os.ftruncate(fd, 0)

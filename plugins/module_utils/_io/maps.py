@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Bring the entries of a pinned map to a wanted state: what module bpf_map and the boot-time
 runtime call."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._model.btf import Btf
+from .._model.btf import parse_btf
 from .._model.entries import PER_CPU, WRITABLE, Changes, Codec, add_up, plan_entries
 from .._model.errors import InputError, KernelError, MissingError
 from .._model.spec import MapSpec
@@ -45,9 +46,13 @@ def apply_map(spec: MapSpec, check: bool = False, lock_path: str = LOCK_PATH) ->
         if not check:
             raise
         wanted = [dict(entry) for entry in spec.entries if spec.state != "absent"]
-        return MapResult(bool(wanted), wanted, {},
-                         {str(entry["key"]): entry["value"] for entry in wanted},
-                         [f"Check mode cannot predict the rest: {error}"])
+        return MapResult(
+            bool(wanted),
+            wanted,
+            {},
+            {str(entry["key"]): entry["value"] for entry in wanted},
+            [f"Check mode cannot predict the rest: {error}"],
+        )
 
 
 @contextlib.contextmanager
@@ -57,11 +62,14 @@ def _opened(bpf: Bpf, path: str) -> Iterator[int]:
         fd = bpf.obj_get(path)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise MissingError(f"Cannot open map {path}: nothing is pinned there. Load the "
-                               "object first (bpf_object), or correct path.") from error
+            raise MissingError(
+                f"Cannot open map {path}: nothing is pinned there. Load the "
+                "object first (bpf_object), or correct path."
+            ) from error
         if error.errno in (errno.EINVAL, errno.EACCES, errno.ENOTDIR):
-            raise InputError(f"Cannot open map {path}: it is not a pin of a BPF object "
-                             f"({error.strerror}).") from error
+            raise InputError(
+                f"Cannot open map {path}: it is not a pin of a BPF object ({error.strerror})."
+            ) from error
         raise KernelError(f"Cannot open map {path}: {error.strerror}. Run as root.") from error
     try:
         if bpf.kind(fd) != "map":
@@ -77,12 +85,20 @@ class PinnedMap:
     def __init__(self, bpf: Bpf, fd: int, path: str) -> None:
         self.bpf, self.fd, self.path = bpf, fd, path
         self.info: MapInfo = bpf.map_info(fd)
-        btf = Btf(bpf.btf_of(self.info.btf_id)) if self.info.btf_id else None
-        self.codec = Codec(self.info.type, self.info.key_size, self.info.value_size, btf,
-                           self.info.key_type_id, self.info.value_type_id)
+        btf = parse_btf(bpf.btf_of(self.info.btf_id)) if self.info.btf_id else None
+        self.codec = Codec(
+            self.info.type,
+            self.info.key_size,
+            self.info.value_size,
+            btf,
+            self.info.key_type_id,
+            self.info.value_type_id,
+        )
         if self.info.type not in (*WRITABLE, *PER_CPU):
-            raise InputError(f"Map {path} is of type {self.info.type}, which has no entries to "
-                             f"manage. Supported are {', '.join((*WRITABLE, *PER_CPU))}.")
+            raise InputError(
+                f"Map {path} is of type {self.info.type}, which has no entries to "
+                f"manage. Supported are {', '.join((*WRITABLE, *PER_CPU))}."
+            )
 
     @property
     def per_cpu(self) -> bool:
@@ -110,8 +126,10 @@ class PinnedMap:
         if not self.per_cpu:
             return {"key": self.codec.show_key(key), "value": self.codec.show_value(value)}
         stride = (self.info.value_size + 7) // 8 * 8
-        values = [self.codec.show_value(value[start:start + self.info.value_size])
-                  for start in range(0, len(value), stride)]
+        values = [
+            self.codec.show_value(value[start : start + self.info.value_size])
+            for start in range(0, len(value), stride)
+        ]
         return {"key": self.codec.show_key(key), "value": add_up(values), "per_cpu": values}
 
     def write(self, changes: Changes, live: Mapping[bytes, bytes]) -> None:
@@ -126,8 +144,11 @@ class PinnedMap:
                 done.append(key)
         except OSError as error:
             self._put_back(done, live)
-            hint = {errno.EPERM: "The map is frozen or read-only.",
-                    errno.E2BIG: "The map is full.", errno.ENOSPC: "The map is full."}
+            hint = {
+                errno.EPERM: "The map is frozen or read-only.",
+                errno.E2BIG: "The map is full.",
+                errno.ENOSPC: "The map is full.",
+            }
             raise KernelError(
                 f"Cannot change entry {self.codec.show_key(key)} of map {self.path}: "
                 f"{error.strerror}. {hint.get(error.errno or 0, '')} Every entry was put back."
@@ -145,22 +166,33 @@ class PinnedMap:
 def _run(target: PinnedMap, spec: MapSpec, check: bool) -> MapResult:
     live = target.read()
     try:
-        changes = plan_entries(target.codec, live, spec.entries, spec.state,
-                               target.info.max_entries)
+        changes = plan_entries(
+            target.codec, live, spec.entries, spec.state, target.info.max_entries
+        )
     except InputError as error:
-        raise InputError(f"Cannot set entries of map {spec.path}: {error}. Nothing was changed."
-                         .replace("..", ".")) from error
+        raise InputError(
+            f"Cannot set entries of map {spec.path}: {error}. Nothing was changed.".replace(
+                "..", "."
+            )
+        ) from error
     after = {key: value for key, value in live.items() if key not in changes.deletes}
     after = dict(sorted({**after, **changes.writes}.items()))
     if changes and not check:
         target.write(changes, live)
         after = target.read()
-    return MapResult(bool(changes), [target.show(*item) for item in after.items()],
-                     _side(target, live, changes), _side(target, after, changes))
+    return MapResult(
+        bool(changes),
+        [target.show(*item) for item in after.items()],
+        _side(target, live, changes),
+        _side(target, after, changes),
+    )
 
 
 def _side(target: PinnedMap, entries: Mapping[bytes, bytes], changes: Changes) -> dict[str, Any]:
     """One side of the diff: the touched entries only, since maps can be large."""
-    return {str(shown["key"]): shown["value"]
-            for shown in (target.show(key, entries[key])
-                          for key in sorted(changes.keys()) if key in entries)}
+    return {
+        str(shown["key"]): shown["value"]
+        for shown in (
+            target.show(key, entries[key]) for key in sorted(changes.keys()) if key in entries
+        )
+    }

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where cgroup2 and bpffs are mounted, as /proc/self/mountinfo says."""
+
 from __future__ import annotations
 
 import os
@@ -41,8 +42,10 @@ def cgroup2_root() -> str:
     for mount in mounts():
         if mount.type == "cgroup2" and os.path.isdir(mount.path):
             return mount.path
-    raise MissingError("No cgroup2 file system is mounted, and programs attach to its cgroups. "
-                       "Mount it: mount -t cgroup2 none /sys/fs/cgroup")
+    raise MissingError(
+        "No cgroup2 file system is mounted, and programs attach to its cgroups. "
+        "Mount it: mount -t cgroup2 none /sys/fs/cgroup"
+    )
 
 
 def cgroup_path(cgroup: str) -> str:
@@ -56,9 +59,11 @@ def open_cgroup(cgroup: str) -> tuple[int, int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"Cannot attach to cgroup {cgroup}: {path} does not exist. Cgroups are "
-                         f"named relative to {cgroup2_root()}; see systemd-cgls or "
-                         "/proc/PID/cgroup.") from None
+        raise InputError(
+            f"Cannot attach to cgroup {cgroup}: {path} does not exist. Cgroups are "
+            f"named relative to {cgroup2_root()}; see systemd-cgls or "
+            "/proc/PID/cgroup."
+        ) from None
     # The inode number of a cgroup2 folder is the cgroup's id.
     return fd, os.fstat(fd).st_ino
 

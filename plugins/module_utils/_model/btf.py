@@ -5,8 +5,10 @@
 Source of the format: Documentation/bpf/btf.rst of Linux. Values that pass in and out are
 plain data: integers, booleans, strings, lists, and dicts of fields.
 """
+
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from collections.abc import Iterator
@@ -16,14 +18,44 @@ from typing import Any
 from .errors import InputError
 
 MAGIC = 0xEB9F
-(VOID, INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC,
- FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64) = range(20)
+(
+    VOID,
+    INT,
+    PTR,
+    ARRAY,
+    STRUCT,
+    UNION,
+    ENUM,
+    FWD,
+    TYPEDEF,
+    VOLATILE,
+    CONST,
+    RESTRICT,
+    FUNC,
+    FUNC_PROTO,
+    VAR,
+    DATASEC,
+    FLOAT,
+    DECL_TAG,
+    TYPE_TAG,
+    ENUM64,
+) = range(20)
 SIGNED, CHAR, BOOL = 1, 2, 4
 POINTER_SIZE = 8
 NAMELESS = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 # Bytes that follow the common 12 bytes: (fixed, per member).
-TRAILERS = {INT: (4, 0), ARRAY: (12, 0), STRUCT: (0, 12), UNION: (0, 12), ENUM: (0, 8),
-            FUNC_PROTO: (0, 8), VAR: (4, 0), DATASEC: (0, 12), DECL_TAG: (4, 0), ENUM64: (0, 12)}
+TRAILERS = {
+    INT: (4, 0),
+    ARRAY: (12, 0),
+    STRUCT: (0, 12),
+    UNION: (0, 12),
+    ENUM: (0, 8),
+    FUNC_PROTO: (0, 8),
+    VAR: (4, 0),
+    DATASEC: (0, 12),
+    DECL_TAG: (4, 0),
+    ENUM64: (0, 12),
+}
 
 
 @dataclass(frozen=True)
@@ -102,18 +134,28 @@ class Btf:
         if found.kind == ARRAY:
             return ("array", found.count, self.layout(found.ref))
         if found.kind in (STRUCT, UNION):
-            return (found.kind, found.ref, tuple(
-                (member.name, member.bit_offset, member.bit_size, self.layout(member.type_id))
-                for member in found.members))
+            return (
+                found.kind,
+                found.ref,
+                tuple(
+                    (member.name, member.bit_offset, member.bit_size, self.layout(member.type_id))
+                    for member in found.members
+                ),
+            )
         if found.kind == INT:
             return ("int", found.ref, found.encoding & SIGNED, found.bits)
         if found.kind in (ENUM, ENUM64):
             return ("enum", found.ref)
         if found.kind == DATASEC:
             variables = [self.types[member.type_id] for member in found.members]
-            return ("section", found.ref, tuple(
-                (variable.name, member.bit_offset, self.layout(variable.ref))
-                for variable, member in zip(variables, found.members, strict=True)))
+            return (
+                "section",
+                found.ref,
+                tuple(
+                    (variable.name, member.bit_offset, self.layout(variable.ref))
+                    for variable, member in zip(variables, found.members, strict=True)
+                ),
+            )
         return (found.kind, self.size(type_id) if found.kind in (PTR, FLOAT) else 0)
 
     def fields(self, type_id: int) -> list[str]:
@@ -136,27 +178,27 @@ class Btf:
             return self._decode_array(found, data, name)
         if found.kind in (STRUCT, UNION):
             return self._decode_struct(found, data)
-        return data[:self.size(type_id)].hex()
+        return data[: self.size(type_id)].hex()
 
     def _number(self, data: bytes, signed: bool) -> int:
         return int.from_bytes(data, "little" if self.order == "<" else "big", signed=signed)
 
     def _decode_int(self, found: Type, data: bytes) -> int | bool:
-        number = self._number(data[:found.ref], bool(found.encoding & SIGNED))
+        number = self._number(data[: found.ref], bool(found.encoding & SIGNED))
         return bool(number) if found.encoding & BOOL else number
 
     def _decode_enum(self, found: Type, data: bytes) -> str | int:
-        number = self._number(data[:found.ref], any(v < 0 for v in found.values.values()))
+        number = self._number(data[: found.ref], any(v < 0 for v in found.values.values()))
         return next((name for name, value in found.values.items() if value == number), number)
 
     def _decode_array(self, found: Type, data: bytes, name: str) -> Any:
         size = self.size(found.ref)
         if self._is_byte(found.ref):
-            raw = data[:found.count]
+            raw = data[: found.count]
             if self.resolve(found.ref).encoding & (CHAR | SIGNED):
                 return raw.split(b"\0")[0].decode("utf-8", "backslashreplace")
             return show_address(raw) if len(raw) in (4, 16) and "addr" in name else raw.hex()
-        return [self.decode(found.ref, data[i * size:(i + 1) * size]) for i in range(found.count)]
+        return [self.decode(found.ref, data[i * size : (i + 1) * size]) for i in range(found.count)]
 
     def _is_byte(self, type_id: int) -> bool:
         found = self.resolve(type_id)
@@ -169,8 +211,9 @@ class Btf:
                 fields[member.name] = self._read_bits(member, data)
                 continue
             start = member.bit_offset // 8
-            value = self.decode(member.type_id, data[start:start + self.size(member.type_id)],
-                                member.name)
+            value = self.decode(
+                member.type_id, data[start : start + self.size(member.type_id)], member.name
+            )
             if member.name:
                 fields[member.name] = value
             elif isinstance(value, dict):
@@ -192,8 +235,13 @@ class Btf:
 
     # -- plain data to bytes ----------------------------------------------------------------
 
-    def encode(self, type_id: int, value: Any, base: bytes | None = None, at: str = "value",
-               ) -> bytes:
+    def encode(
+        self,
+        type_id: int,
+        value: Any,
+        base: bytes | None = None,
+        at: str = "value",
+    ) -> bytes:
         """Bytes for `value`; fields that a dict leaves out keep those of `base` (or are zero).
 
         `at` names the place in messages. InputError: unknown field, wrong type, out of range.
@@ -230,8 +278,9 @@ class Btf:
             number = in_range(value, found.ref * 8, signed, self.display(type_id), at)
         except InputError as error:
             names = ", ".join(found.values)
-            raise InputError(f"{at}: {value!r} is not a value of {self.display(type_id)} ({names})"
-                             ) from error
+            raise InputError(
+                f"{at}: {value!r} is not a value of {self.display(type_id)} ({names})"
+            ) from error
         return self._pack(number, found.ref, signed)
 
     def _encode_array(self, type_id: int, value: Any, base: bytes, at: str) -> bytes:
@@ -240,35 +289,48 @@ class Btf:
             is_text = bool(self.resolve(found.ref).encoding & (CHAR | SIGNED))
             return parse_bytes(value, found.count, is_text, at)
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{at}: {self.display(type_id)} needs a list of {found.count} values, "
-                             f"not {value!r}")
+            raise InputError(
+                f"{at}: {self.display(type_id)} needs a list of {found.count} values, not {value!r}"
+            )
         if len(value) != found.count:
-            raise InputError(f"{at}: {self.display(type_id)} has {found.count} values, "
-                             f"{len(value)} were given")
+            raise InputError(
+                f"{at}: {self.display(type_id)} has {found.count} values, {len(value)} were given"
+            )
         size = self.size(found.ref)
         return b"".join(
-            self.encode(found.ref, item, base[i * size:(i + 1) * size], f"{at}[{i}]")
-            for i, item in enumerate(value))
+            self.encode(found.ref, item, base[i * size : (i + 1) * size], f"{at}[{i}]")
+            for i, item in enumerate(value)
+        )
 
     def _encode_struct(self, type_id: int, value: Any, base: bytes, at: str) -> bytes:
         if not isinstance(value, dict):
-            raise InputError(f"{at}: {self.display(type_id)} needs a dictionary of fields "
-                             f"({', '.join(self.fields(type_id))}), not {value!r}")
+            raise InputError(
+                f"{at}: {self.display(type_id)} needs a dictionary of fields "
+                f"({', '.join(self.fields(type_id))}), not {value!r}"
+            )
         known = self.fields(type_id)
         for name in value:
             if name not in known:
-                raise InputError(f"{at}: unknown field {name!r}; {self.display(type_id)} has "
-                                 f"{', '.join(known)}")
+                raise InputError(
+                    f"{at}: unknown field {name!r}; {self.display(type_id)} has {', '.join(known)}"
+                )
         if self.resolve(type_id).kind == UNION and len(value) > 1:
-            raise InputError(f"{at}: give one field of {self.display(type_id)}, not "
-                             f"{', '.join(value)}: they share memory")
+            raise InputError(
+                f"{at}: give one field of {self.display(type_id)}, not "
+                f"{', '.join(value)}: they share memory"
+            )
         data = bytearray(base)
         for member in self.resolve(type_id).members:
             self._encode_member(member, value, data, at)
         return bytes(data)
 
-    def _encode_member(self, member: Member, value: dict[str, Any], data: bytearray, at: str,
-                       ) -> None:
+    def _encode_member(
+        self,
+        member: Member,
+        value: dict[str, Any],
+        data: bytearray,
+        at: str,
+    ) -> None:
         start = member.bit_offset // 8
         if not member.name:
             inner = {key: value[key] for key in self.fields(member.type_id) if key in value}
@@ -281,8 +343,9 @@ class Btf:
                 self._write_bits(member, value[member.name], data, place)
                 return
             end = start + self.size(member.type_id)
-            data[start:end] = self.encode(member.type_id, value[member.name],
-                                          bytes(data[start:end]), place)
+            data[start:end] = self.encode(
+                member.type_id, value[member.name], bytes(data[start:end]), place
+            )
 
     def _write_bits(self, member: Member, value: Any, data: bytearray, at: str) -> None:
         signed = bool(self.resolve(member.type_id).encoding & SIGNED)
@@ -290,6 +353,12 @@ class Btf:
         shift, mask = self._bit_span(member, len(data))
         whole = self._number(bytes(data), False) & ~(mask << shift)
         data[:] = self._pack(whole | (number & mask) << shift, len(data), False)
+
+
+@functools.lru_cache(maxsize=8)
+def parse_btf(raw: bytes) -> Btf:
+    """Btf(raw), parsed once: all maps of an object share theirs."""
+    return Btf(raw)
 
 
 def in_range(value: Any, bits: int, signed: bool, kind: str, at: str) -> int:
@@ -352,8 +421,8 @@ def _parse(raw: bytes) -> Iterator[Type]:
     if order is None:
         raise InputError("The BTF of this map is malformed: wrong magic number")
     header, type_off, type_len, str_off, str_len = struct.unpack_from(order + "5I", raw, 4)
-    types = raw[header + type_off:header + type_off + type_len]
-    strings = raw[header + str_off:header + str_off + str_len]
+    types = raw[header + type_off : header + type_off + type_len]
+    strings = raw[header + str_off : header + str_off + str_len]
     yield Type(VOID, "void", 0)
     at = 0
     while at < len(types):
@@ -379,8 +448,9 @@ class _Parser:
     def parse(self, kind: int, name: str, ref: int) -> Type:
         """The whole type."""
         if kind == INT:
-            return Type(kind, name, ref, encoding=self.extra[0] >> 24 & 0xF,
-                        bits=self.extra[0] & 0xFF)
+            return Type(
+                kind, name, ref, encoding=self.extra[0] >> 24 & 0xF, bits=self.extra[0] & 0xFF
+            )
         if kind == ARRAY:
             return Type(kind, name, self.extra[0], count=self.extra[2])
         if kind in (STRUCT, UNION, DATASEC):
@@ -392,15 +462,20 @@ class _Parser:
 
     def _members(self) -> tuple[Member, ...]:
         return tuple(
-            Member(_string(self.strings, name), type_id,
-                   where & 0xFFFFFF if self.flag else where, where >> 24 if self.flag else 0)
-            for name, type_id, where in self._triples())
+            Member(
+                _string(self.strings, name),
+                type_id,
+                where & 0xFFFFFF if self.flag else where,
+                where >> 24 if self.flag else 0,
+            )
+            for name, type_id, where in self._triples()
+        )
 
     def _variables(self) -> tuple[Member, ...]:
         return tuple(Member("", type_id, start * 8) for type_id, start, _size in self._triples())
 
     def _triples(self) -> Iterator[tuple[int, ...]]:
-        return (self.extra[i:i + 3] for i in range(0, len(self.extra), 3))
+        return (self.extra[i : i + 3] for i in range(0, len(self.extra), 3))
 
     def _values(self, kind: int) -> dict[str, int]:
         bits, width = (32, 2) if kind == ENUM else (64, 3)
@@ -414,4 +489,4 @@ class _Parser:
 
 
 def _string(strings: bytes, offset: int) -> str:
-    return strings[offset:strings.index(b"\0", offset)].decode()
+    return strings[offset : strings.index(b"\0", offset)].decode()

@@ -5,6 +5,7 @@
 libbpf reports a foreign file as a bare number (4003 and the like); this says it in words.
 Layout: ELF-64 header and section headers, see elf(5).
 """
+
 from __future__ import annotations
 
 import struct
@@ -16,8 +17,18 @@ SECTION_HEADER_SIZE = 64
 TYPE_RELOCATABLE = 1
 MACHINE_BPF = 247
 SECTION_NOBITS = 8
-MACHINES = {3: "x86", 8: "mips", 20: "powerpc", 21: "powerpc64", 22: "s390", 40: "arm",
-            62: "x86-64", 183: "aarch64", 243: "riscv", 258: "loongarch"}
+MACHINES = {
+    3: "x86",
+    8: "mips",
+    20: "powerpc",
+    21: "powerpc64",
+    22: "s390",
+    40: "arm",
+    62: "x86-64",
+    183: "aarch64",
+    243: "riscv",
+    258: "loongarch",
+}
 REBUILD = "Build it with: clang -O2 -g -target bpf -c FILE.bpf.c"
 
 
@@ -61,5 +72,7 @@ def _check_sections(data: bytes, order: str, path: str) -> None:
 
 
 def _truncated(path: str, wanted: int, have: int) -> str:
-    return (f"{path} is truncated: it needs at least {wanted} bytes and has {have}. "
-            "Copy the BPF object again.")
+    return (
+        f"{path} is truncated: it needs at least {wanted} bytes and has {have}. "
+        "Copy the BPF object again."
+    )

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From wanted entries of a map to the bytes that must be written and deleted: pure."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -49,8 +50,11 @@ class Codec:
             address = pack_address(str(network.network_address), width)
         except ValueError as error:
             raise InputError(f"{at}: {text!r} is not a network of this map: {error}") from None
-        if (self.btf.resolve(self.key_type).kind != STRUCT or len(members) != 2
-                or self.btf.resolve(members[1].type_id).kind != ARRAY):
+        if (
+            self.btf.resolve(self.key_type).kind != STRUCT
+            or len(members) != 2
+            or self.btf.resolve(members[1].type_id).kind != ARRAY
+        ):
             raise InputError(f"{at}: give the fields of {self.btf.display(self.key_type)}")
         prefix = network.prefixlen + (width - len(network.network_address.packed)) * 8
         return {members[0].name: prefix, members[1].name: list(address)}
@@ -101,14 +105,21 @@ class Changes:
         return [*self.writes, *self.deletes]
 
 
-def plan_entries(codec: Codec, live: Mapping[bytes, bytes], entries: Sequence[Mapping[str, Any]],
-                 state: str, max_entries: int) -> Changes:
+def plan_entries(
+    codec: Codec,
+    live: Mapping[bytes, bytes],
+    entries: Sequence[Mapping[str, Any]],
+    state: str,
+    max_entries: int,
+) -> Changes:
     """Compare wanted entries with `live` (bytes by key). InputError for whatever cannot be
     done, before anything is written."""
     if entries and codec.type not in WRITABLE:
         why = "its values are per CPU" if codec.type in PER_CPU else "it has no plain entries"
-        raise InputError(f"Entries of a {codec.type} map cannot be set: {why}. Writable are "
-                         f"{', '.join(WRITABLE)}.")
+        raise InputError(
+            f"Entries of a {codec.type} map cannot be set: {why}. Writable are "
+            f"{', '.join(WRITABLE)}."
+        )
     wanted = _by_key(codec, entries)
     if codec.type == "array":
         _check_array(codec, live, wanted, state, max_entries)
@@ -137,29 +148,45 @@ def _by_key(codec: Codec, entries: Sequence[Mapping[str, Any]]) -> dict[bytes, M
     return wanted
 
 
-def _check_array(codec: Codec, live: Mapping[bytes, bytes], wanted: Mapping[bytes, Any],
-                 state: str, max_entries: int) -> None:
+def _check_array(
+    codec: Codec,
+    live: Mapping[bytes, bytes],
+    wanted: Mapping[bytes, Any],
+    state: str,
+    max_entries: int,
+) -> None:
     if state == "absent" and wanted:
-        raise InputError("Entries of an array map cannot be deleted: write zeros with "
-                         "state=present.")
+        raise InputError(
+            "Entries of an array map cannot be deleted: write zeros with state=present."
+        )
     for key in wanted:
         if key not in live:
-            raise InputError(f"key {codec.show_key(key)} is out of range: the array has "
-                             f"{max_entries} entries, 0 to {max_entries - 1}")
+            raise InputError(
+                f"key {codec.show_key(key)} is out of range: the array has "
+                f"{max_entries} entries, 0 to {max_entries - 1}"
+            )
     if state == "exact" and len(wanted) != max_entries:
-        raise InputError(f"state=exact of an array map needs all of its {max_entries} entries, "
-                         f"{len(wanted)} were given: none of them can be deleted.")
+        raise InputError(
+            f"state=exact of an array map needs all of its {max_entries} entries, "
+            f"{len(wanted)} were given: none of them can be deleted."
+        )
 
 
-def _check_room(codec: Codec, live: Mapping[bytes, bytes], changes: Changes, max_entries: int,
-                ) -> None:
+def _check_room(
+    codec: Codec,
+    live: Mapping[bytes, bytes],
+    changes: Changes,
+    max_entries: int,
+) -> None:
     """An LRU map makes room by itself."""
     if codec.type in ("lru_hash", "array"):
         return
     count = len(live) + sum(key not in live for key in changes.writes) - len(changes.deletes)
     if count > max_entries and changes.writes:
-        raise InputError(f"The map would have {count} entries and holds at most {max_entries}. "
-                         "Load the object with a higher max_entries.")
+        raise InputError(
+            f"The map would have {count} entries and holds at most {max_entries}. "
+            "Load the object with a higher max_entries."
+        )
 
 
 def add_up(values: Sequence[Any]) -> Any:
@@ -178,7 +205,8 @@ def add_up(values: Sequence[Any]) -> Any:
 def _plain_bytes(value: Any, size: int, at: str) -> bytes:
     if size in (1, 2, 4, 8) and not isinstance(value, list):
         return in_range(value, size * 8, False, f"{size * 8}-bit number", at).to_bytes(
-            size, sys.byteorder)
+            size, sys.byteorder
+        )
     if isinstance(value, str):
         return parse_bytes(value, size, False, at)
     try:

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one exception family that modules and the boot-time runtime turn into messages."""
+
 from __future__ import annotations
 
 

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From what is pinned and what is wanted to the steps between: pure, so tables can test it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -39,8 +40,9 @@ class Map:
     @property
     def summary(self) -> str:
         """One line for a diff."""
-        text = (f"{self.type}, key {self.key_size}, value {self.value_size}, "
-                f"{self.max_entries} entries")
+        text = (
+            f"{self.type}, key {self.key_size}, value {self.value_size}, {self.max_entries} entries"
+        )
         return f"{text}, content {self.content[:16]}" if self.content else text
 
 
@@ -148,8 +150,9 @@ def describe(state: ObjectState, word: str) -> dict[str, Any]:
     for key, link in sorted(state.links.items()):
         stale = link.prog_id not in (0, current.get(link.program, 0))
         gone = link.type == "cgroup" and link.prog_id and not link.target_id
-        links[key] = link.target + (" (cgroup was deleted)" if gone else
-                                    " (another program)" if stale else "")
+        links[key] = link.target + (
+            " (cgroup was deleted)" if gone else " (another program)" if stale else ""
+        )
     return {
         "state": word,
         "programs": {name: program.tag for name, program in sorted(state.programs.items())},

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the user wants of a BPF object or a map, validated; shared by modules and boot time."""
+
 from __future__ import annotations
 
 import re
@@ -77,10 +78,17 @@ class ObjectSpec:
         sha256 = str(raw.get("sha256") or "").lower()
         if sha256 and not SHA256.fullmatch(sha256):
             raise InputError(f"sha256: {sha256!r} is not 64 hexadecimal digits")
-        return cls(name, path, sha256, state, str(raw.get("bpffs") or cls.bpffs).rstrip("/") or "/",
-                   parse_attach(raw.get("attach") or []),
-                   _parse_sizes(raw.get("max_entries") or {}), bool(raw.get("replace_maps")),
-                   parse_timeout(raw.get("lock_timeout")))
+        return cls(
+            name,
+            path,
+            sha256,
+            state,
+            str(raw.get("bpffs") or cls.bpffs).rstrip("/") or "/",
+            parse_attach(raw.get("attach") or []),
+            _parse_sizes(raw.get("max_entries") or {}),
+            bool(raw.get("replace_maps")),
+            parse_timeout(raw.get("lock_timeout")),
+        )
 
 
 @dataclass(frozen=True)
@@ -134,10 +142,12 @@ def parse_attach(raw: Any) -> tuple[Attach, ...]:
             raise InputError(f"{at}: needs a dictionary with program and type")
         one = _parse_one_attach(item, at)
         if one.key in found:
-            raise InputError(f"{at}: program {one.program} is attached to {one.target} twice"
-                             if found[one.key] == one else
-                             f"{at}: program {one.program} already attaches to "
-                             f"{found[one.key].target}; only cgroups can be several")
+            raise InputError(
+                f"{at}: program {one.program} is attached to {one.target} twice"
+                if found[one.key] == one
+                else f"{at}: program {one.program} already attaches to "
+                f"{found[one.key].target}; only cgroups can be several"
+            )
         found[one.key] = one
     return tuple(found.values())
 
@@ -152,8 +162,9 @@ def _parse_one_attach(item: Mapping[str, Any], at: str) -> Attach:
     if kind == "cgroup":
         one = Attach(program, kind, cgroup=normal_cgroup(cgroup, at))
         if len(one.key.encode()) > PIN_NAME_MAX:
-            raise InputError(f"{at}: cgroup {cgroup} is too long for a pin name; "
-                             "attach to a parent of it")
+            raise InputError(
+                f"{at}: cgroup {cgroup} is too long for a pin name; attach to a parent of it"
+            )
         return one
     if kind == "map" and not target_map:
         raise InputError(f"{at}: type map needs the name of a map")
@@ -186,8 +197,10 @@ def _parse_sizes(raw: Mapping[str, Any]) -> dict[str, int]:
 def escape(text: str) -> str:
     """`text` as one bpffs file name: what bpffs refuses becomes %XX of its UTF-8 bytes."""
     safe = b"_-@:+,=~#"
-    return "".join(chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in safe
-                   else f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))
+    return "".join(
+        chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in safe else f"%{byte:02X}"
+        for byte in text.encode("utf-8", "surrogateescape")
+    )
 
 
 def unescape(name: str) -> str:
