@@ -155,7 +155,9 @@ counters:
   type: dict
   contains:
     opened:
-      description: Connections by the channel that was decided on when they were established.
+      description:
+        - Sockets by the channel that was decided on when they were established. A connection
+          with both ends on this host counts twice.
       type: dict
       sample: {"tcp": 3, "sockmap": 40, "ring": 0}
     closed:
@@ -207,9 +209,7 @@ connections:
       description: Bytes that were redirected, in both directions.
       type: int
     tcp_bytes:
-      description:
-        - Bytes that TCP carried, in both directions. The kernel's counters may include the
-          SYN and the FIN as one byte each.
+      description: Bytes that TCP carried, in both directions.
       type: int
     state:
       description: The TCP state of the client's socket, or of the only one on this host.

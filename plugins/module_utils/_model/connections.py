@@ -136,9 +136,29 @@ def _direction(both: list[Record], field: str) -> int:
 
 def _tcp_bytes(both: list[Record]) -> int:
     first, *rest = both
-    sent = max(first.tcp_sent, *(other.tcp_received for other in rest), 0)
-    received = max(first.tcp_received, *(other.tcp_sent for other in rest), 0)
+    sent = max(_payload_sent(first), *(_payload_received(other) for other in rest), 0)
+    received = max(_payload_received(first), *(_payload_sent(other) for other in rest), 0)
     return sent + received
+
+
+# The kernel counts sequence numbers. A client's SYN is among those acknowledged (a server's
+# is not: its socket is made after that), and so is a FIN, at either end.
+_FIN_ACKNOWLEDGED = (abi.TcpState.FIN_WAIT2, abi.TcpState.TIME_WAIT)
+_FIN_RECEIVED = (
+    abi.TcpState.CLOSE_WAIT,
+    abi.TcpState.LAST_ACK,
+    abi.TcpState.CLOSING,
+    abi.TcpState.TIME_WAIT,
+)
+
+
+def _payload_sent(record: Record) -> int:
+    flags = (record.side == abi.Side.CLIENT) + (record.tcp_state in _FIN_ACKNOWLEDGED)
+    return max(record.tcp_sent - flags, 0)
+
+
+def _payload_received(record: Record) -> int:
+    return max(record.tcp_received - (record.tcp_state in _FIN_RECEIVED), 0)
 
 
 def _ends(first: Record, second: Record | None, names: Names) -> dict[str, Any]:

@@ -16,7 +16,7 @@ CLIENT = Record(
     peer_cookie=2,
     cgroup=100,
     opened_ns=1000,
-    tcp_sent=10,
+    tcp_sent=11,  # 10 bytes and the SYN
     tcp_received=20,
     tx=Flow(bytes=500, msgs=5, read_bytes=500, passed_msgs=1),
     rx=Flow(bytes=7000, msgs=7, read_bytes=7000, passed_msgs=2),
@@ -132,6 +132,32 @@ def test_the_end_with_a_reason_of_its_own_decides(client: Any, server: Any, expe
     ]
     (one,) = connections.join(ends)
     assert (one["channel"], one["reason"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "expected"),
+    [
+        ({}, {}, 30),
+        ({"tcp_state": 4}, {"tcp_state": 8, "tcp_received": 11}, 30),
+        ({"tcp_state": 5, "tcp_sent": 12}, {"tcp_state": 8, "tcp_received": 11}, 30),
+        ({"tcp_state": 8, "tcp_received": 21}, {"tcp_state": 5, "tcp_sent": 21}, 30),
+        (
+            {"tcp_state": 6, "tcp_sent": 12, "tcp_received": 21},
+            {"tcp_state": 9, "tcp_received": 11},
+            30,
+        ),
+        (
+            {"tcp_sent": 0, "tcp_received": 0, "tcp_state": 2},
+            {"tcp_sent": 0, "tcp_received": 0},
+            0,
+        ),
+    ],
+)
+def test_syn_and_fin_are_no_bytes(
+    client: dict[str, int], server: dict[str, int], expected: int
+) -> None:
+    (one,) = connections.join([changed(CLIENT, **client), changed(SERVER, **server)])
+    assert one["tcp_bytes"] == expected
 
 
 ALONE = {"peer_cookie": 0, "channel": abi.Channel.TCP, "reason": abi.Reason.NO_LOCAL_PEER}
