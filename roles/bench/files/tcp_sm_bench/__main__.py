@@ -10,23 +10,34 @@ import json
 import sys
 from pathlib import Path
 
-from .drive import RunError, run_workload
-from .model import ARMS, QUICK, TOPOLOGIES, all_workloads, select
+from .drive import RunError, Settings, run_workload
+from .model import ARMS, QUICK, TOPOLOGIES, all_workloads, port_of, select
 from .stage import Stage, StageError
 
 
 def _plan(args: argparse.Namespace) -> object:
-    names = args.workload or (QUICK if args.profile == "quick"
-                              else [w.name for w in all_workloads()])
-    return [{"topology": topology, "workload": workload.name}
-            for topology in args.topology or TOPOLOGIES for workload in select(names)]
+    names = args.workload or (
+        QUICK if args.profile == "quick" else [w.name for w in all_workloads()]
+    )
+    return [
+        {
+            "topology": topology,
+            "workload": workload.name,
+            "ports": {arm: port_of(workload, arm) for arm in ARMS},
+        }
+        for topology in args.topology or TOPOLOGIES
+        for workload in select(names)
+    ]
 
 
 def _run(args: argparse.Namespace) -> object:
     stage = Stage(args.name)
-    return [run_workload(stage, topology, workload, args.arm or list(ARMS), args.runs,
-                         args.seconds, args.load_tool)
-            for topology in args.topology or TOPOLOGIES for workload in select(args.workload)]
+    settings = Settings(args.arm or list(ARMS), args.runs, args.seconds, args.load_tool)
+    return [
+        run_workload(stage, topology, workload, settings)
+        for topology in args.topology or TOPOLOGIES
+        for workload in select(args.workload)
+    ]
 
 
 def _up(args: argparse.Namespace) -> object:
@@ -42,8 +53,11 @@ def _down(args: argparse.Namespace) -> object:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tcp_sm_bench", description=__doc__)
-    parser.add_argument("--name", default="tcp_sm_bench",
-                        help="of the cgroup, the namespaces and the directory in /run")
+    parser.add_argument(
+        "--name",
+        default="tcp_sm_bench",
+        help="of the cgroup, the namespaces and the directory in /run",
+    )
     actions = parser.add_subparsers(required=True)
     for name, function in (("plan", _plan), ("run", _run), ("up", _up), ("down", _down)):
         action = actions.add_parser(name)

@@ -11,18 +11,19 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from .model import TCP, UNIX, Sample, Samples, Workload, order, port_of, summarise
+from .model import UNIX, Sample, Samples, Workload, order, port_of, summarise
 from .stage import CLIENT, SERVER, Place, Stage, place
 
 RUN_TIMEOUT = 30.0
 READY_TIMEOUT = 10.0
+WARM_UP_SECONDS = 0.1
 
 _NGINX = """daemon off; worker_processes 1; error_log stderr; pid {directory}/nginx.pid;
 events {{ worker_connections 1024; }}
@@ -47,6 +48,26 @@ class Count:
     value: float
 
 
+@dataclass
+class Pace:
+    """Operations per second of a workload as far as known; zero before the first run.
+
+    Shared by all arms, since each has to do the same.
+    """
+
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a workload: which arms, how many runs of each, and how long."""
+
+    arms: list[str]
+    runs: int
+    seconds: float
+    load_tool: Path
+
+
 @dataclass(frozen=True)
 class Arm:
     """One arm of one workload: where it runs."""
@@ -56,6 +77,7 @@ class Arm:
     place: Place
     stage: Stage
     load_tool: Path
+    pace: Pace
 
     @property
     def port(self) -> int:
@@ -73,20 +95,30 @@ class Arm:
         """Moves itself to the side's cgroup and namespace; the pid stays the program's."""
         netns = self.place.client_netns if side == CLIENT else self.place.server_netns
         procs = self.stage.cgroup(self.name, side) / "cgroup.procs"
-        return ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(procs),
-                "nsenter", f"--net=/run/netns/{netns}", *words]
+        return [
+            "sh",
+            "-c",
+            'echo 0 > "$0" && exec "$@"',
+            str(procs),
+            "nsenter",
+            f"--net=/run/netns/{netns}",
+            *words,
+        ]
 
     def run(self, words: list[str]) -> str:
         """A client's standard output; RunError when it fails or hangs."""
         command = self.command(CLIENT, words)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False,
-                                  timeout=RUN_TIMEOUT)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=RUN_TIMEOUT
+            )
         except subprocess.TimeoutExpired as error:
             raise RunError(f"`{' '.join(words)}` hung for {RUN_TIMEOUT:.0f} s") from error
         if done.returncode:
-            raise RunError(f"`{' '.join(words)}` failed ({done.returncode}): "
-                           f"{(done.stderr or done.stdout).strip()[-300:]}")
+            raise RunError(
+                f"`{' '.join(words)}` failed ({done.returncode}): "
+                f"{(done.stderr or done.stdout).strip()[-300:]}"
+            )
         return done.stdout
 
 
@@ -102,8 +134,8 @@ class Server(AbstractContextManager["Server"]):
         self.log = (arm.directory / "server.log").open("w+")
         words = SERVERS[arm.workload.tool](arm)
         self.process = subprocess.Popen(
-            arm.command(SERVER, words), stdin=subprocess.DEVNULL, stdout=self.log,
-            stderr=self.log)
+            arm.command(SERVER, words), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+        )
         try:
             self._wait_ready(words)
         except BaseException:
@@ -111,8 +143,12 @@ class Server(AbstractContextManager["Server"]):
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.process.terminate()
         try:
             self.process.wait(5)
@@ -126,8 +162,10 @@ class Server(AbstractContextManager["Server"]):
         while not self._listens():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.log.seek(0)
-                raise RunError(f"server `{' '.join(words)}` did not start listening: "
-                               f"{self.log.read().strip()[-300:]}")
+                raise RunError(
+                    f"server `{' '.join(words)}` did not start listening: "
+                    f"{self.log.read().strip()[-300:]}"
+                )
             time.sleep(0.005)
 
     def _listens(self) -> bool:
@@ -148,48 +186,97 @@ def _load_server(arm: Arm) -> list[str]:
 
 
 def _redis_server(arm: Arm) -> list[str]:
-    listen = (["--port", "0", "--unixsocket", str(arm.socket)] if arm.name == UNIX
-              else ["--port", str(arm.port), "--bind", arm.place.address])
-    return ["redis-server", *listen, "--save", "", "--appendonly", "no", "--dir",
-            str(arm.directory), "--protected-mode", "no"]
+    listen = (
+        ["--port", "0", "--unixsocket", str(arm.socket)]
+        if arm.name == UNIX
+        else ["--port", str(arm.port), "--bind", arm.place.address]
+    )
+    return [
+        "redis-server",
+        *listen,
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(arm.directory),
+        "--protected-mode",
+        "no",
+    ]
 
 
 def _wrk_server(arm: Arm) -> list[str]:
     (arm.directory / "file").write_bytes(os.urandom(arm.workload.size))
     arm.directory.chmod(0o755)
     config = arm.directory / "nginx.conf"
-    config.write_text(_NGINX.format(directory=arm.directory, address=arm.place.address,
-                                    port=arm.port))
+    config.write_text(
+        _NGINX.format(directory=arm.directory, address=arm.place.address, port=arm.port)
+    )
     return ["nginx", "-c", str(config), "-e", "stderr"]
 
 
 def _load_client(arm: Arm, seconds: float) -> Count:
     workload = arm.workload
-    out = json.loads(arm.run([str(arm.load_tool), workload.mode, *_load_target(arm),
-                              str(workload.size), str(seconds)]))
+    out = json.loads(
+        arm.run(
+            [
+                str(arm.load_tool),
+                workload.mode,
+                *_load_target(arm),
+                str(workload.size),
+                str(seconds),
+            ]
+        )
+    )
     if not out["ops"]:
         raise RunError(f"{workload.name} over {arm.name} moved nothing in {seconds} s")
-    value = {"MB/s": out["bytes"] / out["seconds"] / 1e6, "conn/s": out["ops"] / out["seconds"],
-             "us": out["seconds"] / out["ops"] * 1e6}[workload.unit]
+    value = {
+        "MB/s": out["bytes"] / out["seconds"] / 1e6,
+        "conn/s": out["ops"] / out["seconds"],
+        "us": out["seconds"] / out["ops"] * 1e6,
+    }[workload.unit]
     return Count(out["ops"], value)
 
 
 def _redis_client(arm: Arm, seconds: float) -> Count:
     """redis-benchmark counts requests, not seconds: 2,000 batches tell how many fit."""
-    target = (["-s", str(arm.socket)] if arm.name == UNIX
-              else ["-h", arm.place.address, "-p", str(arm.port)])
-    requests = int(seconds * _REDIS_RATE.get(arm.workload.name, 0)) or 2000 * arm.workload.pipeline
-    out = arm.run(["redis-benchmark", *target, "-c", str(arm.workload.clients), "-n",
-                   str(requests), "-P", str(arm.workload.pipeline), "-t", arm.workload.mode,
-                   "--csv"])
+    target = (
+        ["-s", str(arm.socket)]
+        if arm.name == UNIX
+        else ["-h", arm.place.address, "-p", str(arm.port)]
+    )
+    requests = int(seconds * arm.pace.rate) or 2000 * arm.workload.pipeline
+    out = arm.run(
+        [
+            "redis-benchmark",
+            *target,
+            "-c",
+            str(arm.workload.clients),
+            "-n",
+            str(requests),
+            "-P",
+            str(arm.workload.pipeline),
+            "-t",
+            arm.workload.mode,
+            "--csv",
+        ]
+    )
     return Count(requests, parse_redis(out))
 
 
 def _wrk_client(arm: Arm, seconds: float) -> Count:
     """wrk takes whole seconds only."""
-    return parse_wrk(arm.run(["wrk", "-t1", f"-c{arm.workload.clients}",
-                              f"-d{max(1, round(seconds))}s",
-                              f"http://{arm.place.address}:{arm.port}/file"]))
+    return parse_wrk(
+        arm.run(
+            [
+                "wrk",
+                "-t1",
+                f"-c{arm.workload.clients}",
+                f"-d{max(1, round(seconds))}s",
+                f"http://{arm.place.address}:{arm.port}/file",
+            ]
+        )
+    )
 
 
 def parse_redis(text: str) -> float:
@@ -213,7 +300,6 @@ def parse_wrk(text: str) -> Count:
 
 SERVERS = {"load": _load_server, "redis": _redis_server, "wrk": _wrk_server}
 CLIENTS = {"load": _load_client, "redis": _redis_client, "wrk": _wrk_client}
-_REDIS_RATE: dict[str, float] = {}
 
 
 def _measure(arm: Arm, seconds: float) -> Sample:
@@ -241,38 +327,42 @@ def _ksoftirqd_seconds() -> float:
 
 def _warm_up(arm: Arm) -> None:
     """The first connection of a server port is only watched; all arms get the same start."""
-    _REDIS_RATE.pop(arm.workload.name, None)
     for _ in range(2):
-        count = CLIENTS[arm.workload.tool](arm, 0.1)
-        if arm.name == TCP and arm.workload.tool == "redis":
-            _REDIS_RATE[arm.workload.name] = count.value
+        count = CLIENTS[arm.workload.tool](arm, WARM_UP_SECONDS)
+        arm.pace.rate = arm.pace.rate or count.value
 
 
-def run_workload(stage: Stage, topology: str, workload: Workload, arms: list[str], runs: int,
-                 seconds: float, load_tool: Path) -> dict[str, object]:
-    """Runs every arm `runs` times, interleaved; returns the report's entry.
+def run_workload(
+    stage: Stage, topology: str, workload: Workload, settings: Settings
+) -> dict[str, object]:
+    """Runs every arm, interleaved; returns the report's entry.
 
     An arm that fails is noted in `errors`, and its failed runs are left out.
     """
-    where = place(stage.name, topology)
-    wanted = {name: Arm(name, workload, where, stage, load_tool)
-              for name in workload.arms if name in arms}
+    where, pace = place(stage.name, topology), Pace()
+    wanted = {
+        name: Arm(name, workload, where, stage, settings.load_tool, pace)
+        for name in workload.arms
+        if name in settings.arms
+    }
     samples = Samples({name: [] for name in wanted})
     with ExitStack() as stack:
         for name, arm in wanted.items():
             stack.enter_context(Server(arm))
-            _guard(samples, name, lambda arm=arm: _warm_up(arm))
-        for turn in order(list(wanted), runs):
+            with _noting(samples, name):
+                _warm_up(arm)
+        for turn in order(list(wanted), settings.runs):
             for name in turn:
-                arm = wanted[name]
-                got = _guard(samples, name, lambda arm=arm: _measure(arm, seconds))
-                samples.by_arm[name].append(got)
+                sample = None
+                with _noting(samples, name):
+                    sample = _measure(wanted[name], settings.seconds)
+                samples.by_arm[name].append(sample)
     return summarise(topology, workload, samples)
 
 
-def _guard(samples: Samples, name: str, action: Callable[[], Sample | None]) -> Sample | None:
+@contextmanager
+def _noting(samples: Samples, name: str) -> Iterator[None]:
     try:
-        return action()
+        yield
     except RunError as error:
         samples.errors.append(f"{name}: {error}")
-        return None

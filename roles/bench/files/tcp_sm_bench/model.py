@@ -16,10 +16,21 @@ TOPOLOGIES = ("loopback", "veth")
 COVERAGE = 0.93
 FIRST_PORT = 20000
 
-_SIZES = {"64": 64, "1k": 1024, "4k": 4096, "16k": 16384, "64k": 65536, "256k": 262144,
-          "1m": 1048576}
-_LOAD_UNITS = {"pingpong": ("us", "lower"), "up": ("MB/s", "higher"), "down": ("MB/s", "higher"),
-               "short": ("conn/s", "higher")}
+_SIZES = {
+    "64": 64,
+    "1k": 1024,
+    "4k": 4096,
+    "16k": 16384,
+    "64k": 65536,
+    "256k": 262144,
+    "1m": 1048576,
+}
+_LOAD_UNITS = {
+    "pingpong": ("us", "lower"),
+    "up": ("MB/s", "higher"),
+    "down": ("MB/s", "higher"),
+    "short": ("conn/s", "higher"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ class Samples:
 def _load(mode: str, label: str) -> Workload:
     unit, better = _LOAD_UNITS[mode]
     name = {"up": "stream-up", "down": "stream-down", "short": "connect-request-close"}.get(
-        mode, mode)
+        mode, mode
+    )
     return Workload(f"{name}-{label}", "load", mode, _SIZES[label], unit, better)
 
 
@@ -73,15 +85,29 @@ def all_workloads() -> list[Workload]:
     found += [_load(mode, label) for mode in ("up", "down") for label in _SIZES]
     found.append(_load("short", "64"))
     for pipeline, suffix in ((1, ""), (16, "-p16")):
-        found += [Workload(f"redis-{mode}-c50{suffix}", "redis", mode, 3, "req/s", "higher",
-                           pipeline, 50) for mode in ("get", "set")]
-    found += [Workload(f"wrk-{label}", "wrk", "get", _SIZES[label], "req/s", "higher", 1, 32)
-              for label in ("1k", "64k", "1m")]
+        found += [
+            Workload(f"redis-{mode}-c50{suffix}", "redis", mode, 3, "req/s", "higher", pipeline, 50)
+            for mode in ("get", "set")
+        ]
+    found += [
+        Workload(f"wrk-{label}", "wrk", "get", _SIZES[label], "req/s", "higher", 1, 32)
+        for label in ("1k", "64k", "1m")
+    ]
     return found
 
 
-QUICK = ("pingpong-64", "pingpong-16k", "stream-up-64", "stream-up-64k", "stream-down-64k",
-         "connect-request-close-64", "redis-get-c50", "redis-set-c50-p16", "wrk-1k", "wrk-64k")
+QUICK = (
+    "pingpong-64",
+    "pingpong-16k",
+    "stream-up-64",
+    "stream-up-64k",
+    "stream-down-64k",
+    "connect-request-close-64",
+    "redis-get-c50",
+    "redis-set-c50-p16",
+    "wrk-1k",
+    "wrk-64k",
+)
 
 
 def select(names: Iterable[str]) -> list[Workload]:
@@ -133,8 +159,9 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[best], ordered[count - 1 - best]
 
 
-def _ratios(one: Sequence[Sample | None], base: Sequence[Sample | None],
-            better: str) -> list[float]:
+def _ratios(
+    one: Sequence[Sample | None], base: Sequence[Sample | None], better: str
+) -> list[float]:
     pairs = [(a.value, b.value) for a, b in zip(one, base, strict=True) if a and b]
     return [b / a if better == "lower" else a / b for a, b in pairs]
 
@@ -151,22 +178,38 @@ def summarise(topology: str, workload: Workload, samples: Samples) -> dict[str, 
     ours over TCP's, so below 1 is better.
     """
     by_arm: Mapping[str, list[Sample | None]] = samples.by_arm
-    tcp, ours = by_arm.get(TCP, []), by_arm.get(OURS, [])
-    ratios = _ratios(ours, tcp, workload.better) if ours else []
-    cpu = [a.cpu_per_op / b.cpu_per_op for a, b in zip(ours, tcp, strict=False)
-           if a and b and b.cpu_per_op > 0]
-    entry: dict[str, object] = {"topology": topology, "workload": workload.name,
-                                "unit": workload.unit, "better": workload.better}
+    runs = max(map(len, by_arm.values()), default=0)
+    tcp, ours = (by_arm.get(arm) or [None] * runs for arm in (TCP, OURS))
+    ratios = _ratios(ours, tcp, workload.better)
+    cpu = [
+        a.cpu_per_op / b.cpu_per_op
+        for a, b in zip(ours, tcp, strict=True)
+        if a and b and b.cpu_per_op > 0
+    ]
+    entry: dict[str, object] = {
+        "topology": topology,
+        "workload": workload.name,
+        "unit": workload.unit,
+        "better": workload.better,
+    }
     entry.update({arm: _median(by_arm[arm]) if arm in by_arm else None for arm in ARMS})
-    entry.update({
-        "ratio": statistics.median(ratios) if ratios else None,
-        "ci": list(median_interval(ratios)) if ratios else None,
-        "runs": len(ratios),
-        "cpu_ratio": statistics.median(cpu) if cpu else None,
-        "cpu_us_per_op": {arm: statistics.median([s.cpu_per_op for s in runs if s]) * 1e6
-                          for arm, runs in by_arm.items() if any(runs)},
-        "ratios": {arm: _ratios(runs, tcp, workload.better)
-                   for arm, runs in by_arm.items() if arm != TCP},
-        "errors": samples.errors,
-    })
+    entry.update(
+        {
+            "ratio": statistics.median(ratios) if ratios else None,
+            "ci": list(median_interval(ratios)) if ratios else None,
+            "runs": len(ratios),
+            "cpu_ratio": statistics.median(cpu) if cpu else None,
+            "cpu_us_per_op": {
+                arm: statistics.median([s.cpu_per_op for s in taken if s]) * 1e6
+                for arm, taken in by_arm.items()
+                if any(taken)
+            },
+            "ratios": {
+                arm: _ratios(taken, tcp, workload.better)
+                for arm, taken in by_arm.items()
+                if arm != TCP
+            },
+            "errors": samples.errors,
+        }
+    )
     return entry

@@ -40,8 +40,9 @@ def cgroup2_mount(mounts: str) -> Path:
         fields = line.split()
         if len(fields) > 2 and fields[2] == "cgroup2":
             return Path(fields[1])
-    raise StageError("no cgroup2 file system is mounted; mount one: "
-                     "mount -t cgroup2 none /sys/fs/cgroup")
+    raise StageError(
+        "no cgroup2 file system is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup"
+    )
 
 
 def place(name: str, topology: str) -> Place:
@@ -106,16 +107,36 @@ class Stage:
 
     def _join(self, suffix: str, address: str) -> None:
         inside, port = f"{self.name}-{suffix}", f"port-{suffix}"
-        _ip("-n", f"{self.name}-br", "link", "add", port, "type", "veth",
-            "peer", "name", "eth0", "netns", inside)
+        _ip(
+            "-n",
+            f"{self.name}-br",
+            "link",
+            "add",
+            port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            inside,
+        )
         _ip("-n", f"{self.name}-br", "link", "set", port, "master", "br0", "up")
         _ip("-n", inside, "address", "add", f"{address}/24", "dev", "eth0")
         _ip("-n", inside, "link", "set", "eth0", "up")
 
     def _many_ports(self, netns: str) -> None:
         """connect-request-close must not run out of ports that wait in TIME_WAIT."""
-        _run(["nsenter", f"--net=/run/netns/{netns}", "sysctl", "-q", "-w",
-              "net.ipv4.ip_local_port_range=30000 65000"])
+        _run(
+            [
+                "nsenter",
+                f"--net=/run/netns/{netns}",
+                "sysctl",
+                "-q",
+                "-w",
+                "net.ipv4.ip_local_port_range=30000 65000",
+            ]
+        )
 
 
 def _kill_all(procs: Path) -> None:
