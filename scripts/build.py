@@ -23,6 +23,14 @@ RUNTIME_INIT = '''# Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The collection's loader without Ansible, for restoring at boot."""
 '''
+RUNTIME_MAIN = '''# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""python3 -m tcp_sm_runtime"""
+
+from ._io.runtime import main
+
+raise SystemExit(main())
+'''
 
 
 def copy_if_changed(source: bytes, target: Path) -> bool:
@@ -47,7 +55,10 @@ def wanted_files() -> dict[Path, bytes]:
 def runtime_archive() -> bytes:
     """The package tcp_sm_runtime as a zip file; the same sources give the same bytes."""
     utils = ROOT / "plugins" / "module_utils"
-    members = {"tcp_sm_runtime/__init__.py": RUNTIME_INIT.encode()}
+    members = {
+        "tcp_sm_runtime/__init__.py": RUNTIME_INIT.encode(),
+        "tcp_sm_runtime/__main__.py": RUNTIME_MAIN.encode(),
+    }
     for package in ("_io", "_model"):
         for path in sorted((utils / package).rglob("*.py")):
             members[f"tcp_sm_runtime/{path.relative_to(utils)}"] = path.read_bytes()

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What was applied, written down by the roles so that a reboot can bring it back.
 
-JSON: `{"object": {...}, "maps": [...]}`. `object` has the options of module bpf_object. Each of
-`maps` has those of bpf_map, with `name` of a map of that object in place of its path.
+JSON: a dictionary with the options of module bpf_object, and `maps`: a list of dictionaries with
+the options of bpf_map, where the `name` of a map of that object stands in place of its path.
 """
 
 from __future__ import annotations
@@ -56,12 +56,8 @@ AGAIN = "Apply the role colocated.tcp_sm.container again to write it anew."
 def _parse(raw: Any) -> Declaration:
     if not isinstance(raw, Mapping):
         raise InputError("it is not a dictionary")
-    _only(raw, {"object", "maps"}, "the declaration")
-    wanted = raw.get("object")
-    if not isinstance(wanted, Mapping):
-        raise InputError("object is missing")
-    _only(wanted, OBJECT_KEYS, "object")
-    spec = ObjectSpec.parse(wanted)
+    _only(raw, OBJECT_KEYS | {"maps"}, "the declaration")
+    spec = ObjectSpec.parse(raw)
     maps = raw.get("maps") or []
     if not isinstance(maps, list):
         raise InputError("maps is not a list")
