@@ -37,7 +37,7 @@ setup:  ## install Debian packages, .venv and collections
 bpf: $(BPF_OBJ)  ## compile the BPF objects to build/bpf
 	@test -n "$(BPF_SRC)" || { echo "bpf: no bpf/*.bpf.c to compile" >&2; exit 1; }
 
-build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h bpf/include/*.h) Makefile
+build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h bpf/*/*.h) Makefile
 	@mkdir -p $(@D)
 	@echo "bpf: $@"
 	@clang $(BPF_CFLAGS) -c $< -o $@
@@ -108,7 +108,8 @@ lab: build  ## start the lab
 demo: setup  ## from a bare clone to a report
 	@$(MAKE) --no-print-directory build lab
 	@ansible-playbook $(LAB) playbooks/site.yml
-	@$(PY) scripts/demo.py
+	@ansible-playbook $(LAB) playbooks/demo.yml
+	@echo "report: build/report/index.html"
 bench: setup  ## compare with TCP, a naive sockmap and AF_UNIX
 	@$(MAKE) --no-print-directory build lab
 	@ansible-playbook $(LAB) playbooks/site.yml
