@@ -68,3 +68,26 @@ def test_the_ends_of_veth_are_in_different_namespaces() -> None:
     veth, loopback = stage.place("x", "veth"), stage.place("x", "loopback")
     assert veth.server_netns != veth.client_netns
     assert loopback.server_netns == loopback.client_netns
+
+
+TCP_TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid
+   0: 0100007F:4E20 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 91
+   1: 0100007F:4E21 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 92
+"""
+UNIX_TABLE = """Num       RefCount Protocol Flags    Type St Inode Path
+00000000b4a1c8b0: 00000002 00000000 00010000 0001 01 73191 /run/a/socket
+000000007f1b6f2b: 00000003 00000000 00000000 0001 03 73192 /run/b/socket
+00000000ad3e2bb1: 00000003 00000000 00000000 0001 03 73193
+"""
+
+
+@pytest.mark.parametrize(("port", "listening"), [(20000, True), (20001, False), (40000, False)])
+def test_a_server_is_ready_when_its_port_listens(port: int, listening: bool) -> None:
+    assert drive.is_listening_tcp(TCP_TABLE, port) == listening
+
+
+@pytest.mark.parametrize(
+    ("path", "listening"), [("/run/a/socket", True), ("/run/b/socket", False), ("/run/a", False)]
+)
+def test_a_server_is_ready_when_its_path_listens(path: str, listening: bool) -> None:
+    assert drive.is_listening_unix(UNIX_TABLE, path) == listening

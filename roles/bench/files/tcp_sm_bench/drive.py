@@ -171,10 +171,21 @@ class Server(AbstractContextManager["Server"]):
     def _listens(self) -> bool:
         """Looks the listener up in the server's own tables: a probing connection would be the
         first connection that the accelerator learns from."""
+        tables = Path(f"/proc/{self.process.pid}/net")
         if self.arm.name == UNIX:
-            return self.arm.socket.exists()
-        table = Path(f"/proc/{self.process.pid}/net/tcp").read_text()
-        return re.search(rf":{self.arm.port:04X} 00000000:0000 0A ", table) is not None
+            return is_listening_unix((tables / "unix").read_text(), str(self.arm.socket))
+        return is_listening_tcp((tables / "tcp").read_text(), self.arm.port)
+
+
+def is_listening_tcp(table: str, port: int) -> bool:
+    """Whether /proc/net/tcp shows a listener (state 0A) on the port."""
+    return re.search(rf"[0-9A-F]{{8}}:{port:04X} 00000000:0000 0A ", table) is not None
+
+
+def is_listening_unix(table: str, path: str) -> bool:
+    """Whether /proc/net/unix shows a socket with __SO_ACCEPTCON (flags 00010000) at the path."""
+    rows = [line.split() for line in table.splitlines()]
+    return any(len(row) == 8 and row[3] == "00010000" and row[7] == path for row in rows)
 
 
 def _load_target(arm: Arm) -> list[str]:
