@@ -51,8 +51,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"container_max_unread_msgs: -1 is not valid",
     ),
     "limit no number": (
-        {"container_small_write": "big"},
-        r"container_small_write.*unable to convert to int",
+        {"container_max_burst": "big"},
+        r"container_max_burst.*unable to convert to int",
     ),
     "unknown mode": (
         {"container_mode": "off"},
@@ -71,7 +71,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"container_cgroups": ["/", "/somewhere"]},
         r"names / and, below it, /somewhere.*name either",
     ),
-    "malformed checksum": ({"host_object_sha256": "abc"}, r"host_object_sha256 must be empty or 64"),
+    "malformed checksum": (
+        {"host_object_sha256": "abc"},
+        r"host_object_sha256 must be empty or 64",
+    ),
     "other checksum": (
         {"host_object_sha256": "0" * 64},
         r"has the SHA-256 [0-9a-f]{64}, but host_object_sha256 wants 0{64}",
