@@ -157,7 +157,7 @@ int tcp_sm_verdict(struct sk_msg_md *msg)
 		goto pass;
 	}
 	flow->msgs++;
-	flow->burst_msgs++;
+	flow->unread_msgs++;
 	count->redirected_bytes += size;
 	count->redirected_msgs++;
 	return SK_PASS;
@@ -174,7 +174,12 @@ static __always_inline __u8 judge_recv(const struct sock *sk, const struct tcp_s
 
 	if (flags & (MSG_OOB | MSG_TRUNC))
 		return flags & MSG_OOB ? TCP_SM_R_OOB : TCP_SM_R_RECV_FLAGS;
-	if (!state->reader.nonblocking)
+	/* A peek never sees past the redirected bytes to those sent by TCP. */
+	if (flags & MSG_PEEK && !state->reason)
+		return TCP_SM_R_RECV_FLAGS;
+	/* Of a client this is known at connect: its other sockets may differ. */
+	if (state->reader.mode == READER_BLOCKING &&
+	    (state->side == TCP_SM_SERVER || !state->reason))
 		return TCP_SM_R_BLOCKING;
 	reason = refuse_by_options(tp);
 	if (reason)
@@ -192,20 +197,21 @@ int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
 	struct tcp_sock *tp;
 	__u8 reason;
 
-	if (ret < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !sk->sk_bpf_storage)
+	if (ret < 0 || flags & MSG_ERRQUEUE || !sk->sk_bpf_storage)
 		return 0;
 	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!state || !tp)
 		return 0;
-	state->reader.nonblocking = is_nonblocking(sk);
-	if (ret > 0 && !(flags & MSG_OOB))
+	state->reader.mode = is_nonblocking(sk) ? READER_NONBLOCKING : READER_BLOCKING;
+	if (ret > 0 && !(flags & (MSG_OOB | MSG_PEEK)))
 		__sync_fetch_and_add(&state->reader.read_bytes, ret);
-	if (!state->watched)
-		return 0;
 	reason = judge_recv(sk, tp, state, flags);
-	if (!reason || is_sticky(reason))
+	if (reason && !state->reason)
+		state->reader.veto = reason;
+	if (reason ? is_sticky(reason) : !state->taught)
 		teach(state, reason);
+	state->taught = 1;
 	return 0;
 }
 

@@ -45,7 +45,7 @@ enum tcp_sm_reason {
 	TCP_SM_R_RECV_FLAGS,		/* MSG_TRUNC, MSG_OOB or MSG_ERRQUEUE on receive */
 	TCP_SM_R_REPAIR,		/* TCP_REPAIR */
 	TCP_SM_R_SHORT,			/* connections of this port end before they gain */
-	TCP_SM_R_SMALL_WRITES,		/* a stream of small writes, which TCP coalesces */
+	TCP_SM_R_STREAM,		/* a one-way stream, which TCP carries as fast */
 	TCP_SM_R_PEER_LEFT,		/* the other end was refused */
 	TCP_SM_R_NO_MEMORY,		/* a map is full */
 	TCP_SM_R_BUSY,			/* the socket belongs to another sockmap user */
@@ -70,7 +70,7 @@ struct tcp_sm_config {
 	__u32 mode;		/* enum tcp_sm_mode */
 	__u32 max_unread_bytes;	/* redirected and unread, per direction */
 	__u32 max_unread_msgs;	/* likewise, messages */
-	__u32 small_write;	/* bytes; a busy stream below it stays on TCP */
+	__u32 max_burst;	/* bytes one end may redirect before the other answers */
 	__u32 eager;		/* 1: a non-blocking listener is proof enough, learn nothing first */
 	__u32 ports_included;	/* 1: only ports with an include rule */
 	__u32 cidrs_included;	/* 1: only addresses with an include rule */

@@ -34,10 +34,16 @@ extern void *bpf_cast_to_kern_ctx(void *obj) __ksym;
 extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym;
 
 /* What the reader's end publishes; the sender reads it by address. */
+enum reader_mode {
+	READER_UNSEEN = 0,	/* no recv yet: accept() or fcntl() may still come */
+	READER_NONBLOCKING,	/* the latest recv was on an O_NONBLOCK file */
+	READER_BLOCKING,
+};
+
 struct reader_state {
 	__u64 read_bytes;	/* returned by recv, whichever queue they came from */
-	__u32 nonblocking;	/* the latest recv was made on an O_NONBLOCK file */
-	__u32 unused;
+	__u32 mode;		/* enum reader_mode */
+	__u32 veto;		/* enum tcp_sm_reason: leave, because of how it reads */
 };
 
 /* One per tracked socket, in its socket-local storage. */
@@ -52,7 +58,7 @@ struct socket_state {
 	__u8 side;
 	__u8 reason;		/* why it was not inserted; NONE when it was */
 	__u8 paired;		/* the peer is a socket of this kernel */
-	__u8 watched;		/* what the reader does teaches the profile */
+	__u8 taught;		/* the profile knows that it reads non-blocking */
 	__u8 unused[2];
 };
 
@@ -67,10 +73,13 @@ struct flow_state {
 	__u64 bytes;		/* claimed for redirection: >= what was queued */
 	__u64 msgs;
 	__u64 passed_msgs;
-	__u32 burst_msgs;	/* redirected since the receiver was last seen drained */
-	__u32 small_msgs;	/* small writes found an undrained receiver, leaky count */
+	__u64 latest_ns;	/* coarse clock */
+	__u32 unread_msgs;	/* redirected since the receiver was last seen drained */
+	__u32 burst_msgs;	/* sent since the other end last sent, or after a pause */
+	__u32 burst_bytes;
+	__u32 answers;		/* messages of the other end, when the burst began */
+	__u32 streaming;	/* leaky count of messages beyond the burst */
 	__u32 unexplained;	/* times in a row that bytes were read past recv */
-	__u32 unused;
 };
 
 struct conn {

@@ -146,7 +146,6 @@ static __always_inline void client_established(struct bpf_sock_ops *skops,
 
 	if (!state)
 		return;
-	state->watched = 1;
 	shake = bpf_map_lookup_elem(&tcp_sm_pairs, &pair);
 	if (!shake) {
 		state->reason = TCP_SM_R_NO_LOCAL_PEER;
@@ -164,6 +163,7 @@ static __always_inline void client_established(struct bpf_sock_ops *skops,
 static __always_inline __u8 join_server(struct bpf_sock_ops *skops, struct socket_state *state,
 					const struct tcp_sock *tp, struct conn *conn)
 {
+	struct tcp_sm_end end = {.pair = state->pair};
 	__u8 reason = refuse_by_birth(tp);
 
 	if (!reason)
@@ -176,8 +176,13 @@ static __always_inline __u8 join_server(struct bpf_sock_ops *skops, struct socke
 	}
 	set_end(conn, state, tp);
 	/* A sender that sees OPEN sees both ends: the swap is a full barrier. */
-	__sync_val_compare_and_swap(&conn->phase, CONN_STARTING, CONN_OPEN);
-	return TCP_SM_R_NONE;
+	if (__sync_val_compare_and_swap(&conn->phase, CONN_STARTING, CONN_OPEN) == CONN_STARTING)
+		return TCP_SM_R_NONE;
+	/* The client asked to leave meanwhile. Nothing was ever queued here. */
+	conn->sk[TCP_SM_SERVER] = 0;
+	end.side = TCP_SM_SERVER;
+	bpf_map_delete_elem(&tcp_sm_sockhash, &end);
+	return conn->leave_reason;
 }
 
 static __always_inline void server_established(struct bpf_sock_ops *skops,
@@ -191,7 +196,6 @@ static __always_inline void server_established(struct bpf_sock_ops *skops,
 
 	if (!state)
 		return;
-	state->watched = 1;
 	shake = bpf_map_lookup_elem(&tcp_sm_pairs, &pair);
 	if (!shake || !shake->client_cookie) {
 		state->reason = TCP_SM_R_NO_LOCAL_PEER;
@@ -216,9 +220,7 @@ static __always_inline void close_end(const struct socket_state *state)
 
 	if (!conn || state->reason)
 		return;
-	if (state->side == TCP_SM_SERVER)
-		judge_gain(state, conn->flow[0].msgs + conn->flow[1].msgs,
-			   conn->leave_reason);
+	judge_gain(state, conn->flow[0].msgs + conn->flow[1].msgs, conn->leave_reason);
 	before = __sync_fetch_and_or(&conn->closed, 1 << (state->side & 1));
 	/* The server's end never joined: nobody else will close it. */
 	if (before || !conn->sk[TCP_SM_SERVER])

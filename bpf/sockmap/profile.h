@@ -21,6 +21,7 @@
 #define HOPELESS_MAX 16
 #define HOPELESS_AT 8
 #define HOPELESS_SAMPLE 32	/* one connection in so many tries again */
+#define GAIN_MSGS 8		/* messages that pay for entering and leaving */
 
 static __always_inline __u64 cgroup_of(const struct sock *sk)
 {
@@ -48,14 +49,37 @@ static __always_inline bool is_sticky(__u8 reason)
 	       reason == TCP_SM_R_TIMESTAMP;
 }
 
-/* Two readers may race here; both write a valid reason, either may stay. */
+/* Without a lock: a lost update costs one connection's vote. */
+static __always_inline void vote_against(struct profile *p, __u8 reason)
+{
+	__u32 hopeless = p->hopeless;
+
+	WRITE_ONCE(p->hopeless_reason, reason);
+	if (hopeless < HOPELESS_MAX)
+		WRITE_ONCE(p->hopeless, hopeless + 1);
+}
+
+static __always_inline void vote_for(struct profile *p)
+{
+	__u32 hopeless = p->hopeless;
+
+	WRITE_ONCE(p->hopeless, hopeless > 4 ? hopeless - 4 : 0);
+}
+
+/*
+ * A reader was seen at work. Two may race here; both write a valid reason.
+ * Clients that connect non-blocking, for a time limit, and read blocking are
+ * common beside others of the same program: that is a vote and no veto.
+ */
 static __always_inline void teach(const struct socket_state *state, __u8 reason)
 {
 	struct profile *p = profile_of(state->cgroup, state->server_port, state->side, true);
 
 	if (!p)
 		return;
-	if (is_sticky(reason))
+	if (reason == TCP_SM_R_BLOCKING && state->side == TCP_SM_CLIENT)
+		vote_against(p, reason);
+	else if (is_sticky(reason))
 		WRITE_ONCE(p->veto, reason);
 	else if (!reason && !p->known)
 		WRITE_ONCE(p->known, 1);
@@ -78,7 +102,7 @@ static __always_inline __u8 refuse_client_by_profile(__u64 cgroup, __u16 port)
 {
 	struct profile *p = profile_of(cgroup, port, TCP_SM_CLIENT, false);
 
-	return p ? (__u8)p->veto : TCP_SM_R_NONE;
+	return p ? refuse_by_history(p) : TCP_SM_R_NONE;
 }
 
 static __always_inline __u8 refuse_server_by_profile(__u64 cgroup, __u16 port,
@@ -94,24 +118,20 @@ static __always_inline __u8 refuse_server_by_profile(__u64 cgroup, __u16 port,
 	return TCP_SM_R_LEARNING;
 }
 
-/* At the end of an accelerated connection: did it pay? */
+/* At the end of an accelerated connection: did it pay? Both ends vote. */
 static __always_inline void judge_gain(const struct socket_state *state, __u64 redirected,
 				       __u8 reason)
 {
-	struct profile *p = profile_of(state->cgroup, state->server_port, TCP_SM_SERVER, false);
-	__u32 hopeless;
+	struct profile *p = profile_of(state->cgroup, state->server_port, state->side, true);
 
 	if (!p)
 		return;
-	hopeless = p->hopeless;
-	if (redirected >= 8 && reason != TCP_SM_R_SMALL_WRITES) {
-		WRITE_ONCE(p->hopeless, hopeless > 4 ? hopeless - 4 : 0);
-		return;
-	}
-	WRITE_ONCE(p->hopeless_reason,
-		   reason == TCP_SM_R_SMALL_WRITES ? TCP_SM_R_SMALL_WRITES : TCP_SM_R_SHORT);
-	if (hopeless < HOPELESS_MAX)
-		WRITE_ONCE(p->hopeless, hopeless + 1);
+	if (reason == TCP_SM_R_BLOCKING || reason == TCP_SM_R_STREAM)
+		vote_against(p, reason);
+	else if (redirected < GAIN_MSGS)
+		vote_against(p, TCP_SM_R_SHORT);
+	else
+		vote_for(p);
 }
 
 #endif

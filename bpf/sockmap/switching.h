@@ -54,8 +54,10 @@
  * see the flag. Such messages go by TCP, where the urgent byte stays urgent. */
 #define URGENT_SIZE 3
 #define UNEXPLAINED_LIMIT 32
-#define SMALL_LIMIT 512
-#define SMALL_FOUND_BUSY 4	/* how much one costs the leaky count */
+#define BURST_MSGS 16
+#define PAUSE_NS (8 * 1000 * 1000ULL)	/* two ticks of the coarse clock at 250 Hz */
+#define STREAM_LIMIT 512
+#define STREAM_COST 4		/* of a message beyond a burst; others pay back one */
 
 static __always_inline __u32 first_seq(const struct tcp_sm_pair *pair, __u8 receiver)
 {
@@ -122,17 +124,62 @@ static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_
 		count->left++;
 }
 
-/* A small write that finds the last one unread is a stream: TCP would coalesce. */
-static __always_inline bool is_small_stream(struct flow_state *flow, __u32 size,
-					    bool drained, __u32 limit)
+/*
+ * What gains is conversation: a message that finds its reader waiting. In a
+ * one-way stream TCP coalesces small writes, overlaps the copies of large ones
+ * on two CPUs and pushes back, while a redirect waits for the reader's socket
+ * lock. So an end may redirect a burst until the other end sends something or
+ * a pause ends it; what is beyond goes by TCP, and a connection that does
+ * little else leaves the sockhash.
+ */
+static __always_inline bool is_stream(struct conn *conn, __u8 from, __u32 size, __u32 limit)
 {
-	__u32 small = flow->small_msgs;
+	struct flow_state *flow = &conn->flow[from & 1], *back = &conn->flow[other(from)];
+	__u32 answers = back->msgs + back->passed_msgs;
+	__u64 now = bpf_ktime_get_coarse_ns();
 
-	if (size >= limit || drained)
-		flow->small_msgs = small ? small - 1 : 0;
-	else
-		flow->small_msgs = small + SMALL_FOUND_BUSY;
-	return flow->small_msgs > SMALL_LIMIT;
+	if (answers != flow->answers || now - flow->latest_ns > PAUSE_NS) {
+		flow->answers = answers;
+		flow->burst_msgs = 0;
+		flow->burst_bytes = 0;
+	}
+	flow->latest_ns = now;
+	flow->burst_msgs++;
+	flow->burst_bytes += size;
+	if (flow->burst_msgs <= BURST_MSGS && flow->burst_bytes <= limit) {
+		flow->streaming -= flow->streaming ? 1 : 0;
+		return false;
+	}
+	flow->streaming += STREAM_COST;
+	if (flow->streaming > STREAM_LIMIT)
+		ask_to_leave(conn, TCP_SM_R_STREAM);
+	return true;
+}
+
+static __always_inline bool is_open(const struct sock *sk)
+{
+	/* tcp_bpf_sendmsg does not look at these; TCP answers EPIPE. */
+	return !(sk->sk_shutdown & SEND_SHUTDOWN) &&
+	       (sk->__sk_common.skc_state == TCP_ESTABLISHED ||
+		sk->__sk_common.skc_state == TCP_CLOSE_WAIT);
+}
+
+/* What the two programs did since the handshake that excludes the channel. */
+static __always_inline __u8 refuse_by_conduct(const struct tcp_sock *me,
+					      const struct tcp_sock *peer,
+					      const struct reader_state *reader)
+{
+	__u8 reason;
+
+	if (!is_nonblocking(&me->inet_conn.icsk_inet.sk) || reader->mode == READER_BLOCKING)
+		return TCP_SM_R_BLOCKING;
+	if (reader->mode == READER_NONBLOCKING &&
+	    !is_nonblocking(&peer->inet_conn.icsk_inet.sk))
+		return TCP_SM_R_BLOCKING;
+	if (reader->veto)
+		return reader->veto;
+	reason = refuse_by_receiver(peer);
+	return reason ? reason : refuse_by_sender(me);
 }
 
 /* May @size bytes from @me be queued at the other end right now? */
@@ -143,56 +190,43 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	const struct sock *sk = &me->inet_conn.icsk_inet.sk;
 	const struct tcp_sm_config *cfg = config();
 	struct flow_state *flow = &conn->flow[from];
-	const struct tcp_sock *peer;
+	const struct tcp_sock *peer = tcp_at(conn->sk[to]);
 	struct reader_state reader;
+	bool tcp_drained;
 	__u32 unread;
 	__u8 reason;
 
-	if (!cfg || cfg->mode != TCP_SM_ON || READ_ONCE(conn->phase) != CONN_OPEN)
+	if (!cfg || cfg->mode != TCP_SM_ON || READ_ONCE(conn->phase) >= CONN_LEAVING)
 		return false;
-	if (size <= URGENT_SIZE)
+	if (!is_nonblocking(sk))
+		ask_to_leave(conn, TCP_SM_R_BLOCKING);
+	if (READ_ONCE(conn->phase) != CONN_OPEN || !read_reader(conn, to, &reader))
 		return false;
-	/* tcp_bpf_sendmsg does not look at these; TCP answers EPIPE. */
-	if (sk->sk_shutdown & SEND_SHUTDOWN ||
-	    (sk->__sk_common.skc_state != TCP_ESTABLISHED &&
-	     sk->__sk_common.skc_state != TCP_CLOSE_WAIT))
-		return false;
-
-	peer = tcp_at(conn->sk[to]);
-	if (!read_reader(conn, to, &reader) || !reader.nonblocking)
-		return false;
-	barrier();
-	if (READ_ONCE(peer->copied_seq) != me->write_seq)
-		return false;
-	reason = is_nonblocking(&peer->inet_conn.icsk_inet.sk) ? TCP_SM_R_NONE
-							       : TCP_SM_R_BLOCKING;
-	if (!reason)
-		reason = refuse_by_receiver(peer);
-	if (!reason)
-		reason = refuse_by_sender(me);
+	reason = refuse_by_conduct(me, peer, &reader);
 	if (reason) {
 		ask_to_leave(conn, reason);
 		return false;
 	}
-
+	barrier();
+	tcp_drained = READ_ONCE(peer->copied_seq) == me->write_seq;
 	unread = unread_bytes(conn, &state->pair, to, flow->bytes, &reader);
-	if (!unread) {
-		flow->burst_msgs = 0;
-		flow->unexplained = 0;
-	} else if (!flow->bytes) {
+	if (tcp_drained && unread && !flow->bytes) {
 		/* TCP bytes consumed, yet not returned by recv: the recv that
 		 * read them is about to be counted, or it was no recv. */
 		if (++flow->unexplained > UNEXPLAINED_LIMIT)
 			ask_to_leave(conn, TCP_SM_R_SPLICE);
 		return false;
 	}
-	if (unread + size > cfg->max_unread_bytes || flow->burst_msgs >= cfg->max_unread_msgs)
+	if (reader.mode != READER_NONBLOCKING)
 		return false;
-	if (is_small_stream(flow, size, !unread, cfg->small_write)) {
-		ask_to_leave(conn, TCP_SM_R_SMALL_WRITES);
+	flow->unexplained = 0;
+	if (!unread)
+		flow->unread_msgs = 0;
+	if (is_stream(conn, from, size, cfg->max_burst))
 		return false;
-	}
-	return true;
+	return tcp_drained && size > URGENT_SIZE &&
+	       unread + size <= cfg->max_unread_bytes &&
+	       flow->unread_msgs < cfg->max_unread_msgs && is_open(sk);
 }
 
 #endif

@@ -24,7 +24,7 @@ def config_entry(settings: Any, prefix: str = "container_") -> list[rules.Entry]
     if not isinstance(settings, Mapping):
         raise AnsibleFilterError(
             "colocated.tcp_sm.tcp_sm_config_entry: the input must be a dictionary of "
-            f"settings such as mode and small_write, not {type(settings).__name__}."
+            f"settings such as mode and max_burst, not {type(settings).__name__}."
         )
     return _checked("tcp_sm_config_entry", rules.config_entries, settings, prefix)
 

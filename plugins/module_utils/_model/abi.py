@@ -80,7 +80,7 @@ class Reason(enum.IntEnum):
     RECV_FLAGS = 17
     REPAIR = 18
     SHORT = 19
-    SMALL_WRITES = 20
+    STREAM = 20
     PEER_LEFT = 21
     NO_MEMORY = 22
     BUSY = 23
@@ -182,9 +182,9 @@ EXPLANATIONS: dict[Reason, str] = {
         "Connections of this port end before acceleration pays for its set-up; use "
         "keep-alive or a connection pool in the application to gain."
     ),
-    Reason.SMALL_WRITES: (
-        "The connection is a stream of small writes, which TCP merges and is better at; "
-        "write larger pieces, or lower container_small_write."
+    Reason.STREAM: (
+        "The connection is mostly a one-way stream, which TCP carries as fast; nothing to do. "
+        "container_max_burst says how much one end may send before the other answers."
     ),
     Reason.PEER_LEFT: (
         "The other end had to stay on TCP or went back to it; look at that end's own reason."
@@ -272,7 +272,7 @@ STRUCTS: dict[str, tuple[Field, ...]] = {
         "mode",
         "max_unread_bytes",
         "max_unread_msgs",
-        "small_write",
+        "max_burst",
         "eager",
         "ports_included",
         "cidrs_included",
@@ -360,7 +360,7 @@ DEFAULT_CONFIG: dict[str, int] = {
     "mode": int(Mode.ON),
     "max_unread_bytes": 4194304,
     "max_unread_msgs": 16384,
-    "small_write": 4096,
+    "max_burst": 262144,
     "eager": 0,
     "ports_included": 0,
     "cidrs_included": 0,

@@ -89,7 +89,7 @@ class Btf:
         """Parse `raw`, a whole .BTF section; InputError where it is malformed."""
         try:
             self.types = list(_parse(raw))
-        except (struct.error, IndexError, UnicodeDecodeError) as error:
+        except (struct.error, IndexError, ValueError) as error:
             raise InputError(f"The BTF of this map is malformed: {error}") from error
         self.order = "<" if raw[:2] == b"\x9f\xeb" else ">"
 

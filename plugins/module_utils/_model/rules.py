@@ -23,7 +23,7 @@ Network = ipaddress.IPv6Network
 LIMITS: dict[str, tuple[int, int]] = {
     "max_unread_bytes": (4096, 1 << 30),
     "max_unread_msgs": (1, 1 << 20),
-    "small_write": (0, 1 << 20),
+    "max_burst": (0, 1 << 20),
 }
 FLAGS = ("eager", "events")
 LISTS = ("ports_include", "ports_exclude", "cidrs_include", "cidrs_exclude")
@@ -45,7 +45,7 @@ def config_entries(settings: Mapping[str, Any], prefix: str = "") -> list[Entry]
     """The one entry of map ``tcp_sm_config``.
 
     ``settings`` may hold ``mode``, ``max_unread_bytes``, ``max_unread_msgs``,
-    ``small_write``, ``eager``, ``events`` and the rule lists (``ports_include``,
+    ``max_burst``, ``eager``, ``events`` and the rule lists (``ports_include``,
     ``cidrs_include``, ...); what is absent keeps its default. ``prefix`` goes
     before the names in errors. Raises :class:`RuleError`.
     """

@@ -52,7 +52,7 @@ class Reason(enum.IntEnum):
     RECV_FLAGS = 17
     REPAIR = 18
     SHORT = 19
-    SMALL_WRITES = 20
+    STREAM = 20
     PEER_LEFT = 21
     NO_MEMORY = 22
     BUSY = 23
@@ -112,7 +112,7 @@ class Config:
     mode: int = ON
     max_unread_bytes: int = 4 << 20
     max_unread_msgs: int = 16384
-    small_write: int = 0
+    max_burst: int = 1 << 30
     eager: int = 1
     ports_included: int = 0
     cidrs_included: int = 0
@@ -120,7 +120,7 @@ class Config:
 
     def packed(self) -> bytes:
         return struct.pack(
-            "10I", ABI, self.mode, self.max_unread_bytes, self.max_unread_msgs, self.small_write,
+            "10I", ABI, self.mode, self.max_unread_bytes, self.max_unread_msgs, self.max_burst,
             self.eager, self.ports_included, self.cidrs_included, self.events, 0,
         )  # fmt: skip
 

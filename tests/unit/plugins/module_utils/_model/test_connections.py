@@ -93,11 +93,11 @@ def test_two_ends_become_one_connection_with_both_names() -> None:
 
 def test_tcp_bytes_count_where_the_channel_is_tcp() -> None:
     ends = [
-        changed(end, channel=abi.Channel.TCP, reason=abi.Reason.SMALL_WRITES)
+        changed(end, channel=abi.Channel.TCP, reason=abi.Reason.STREAM)
         for end in (CLIENT, SERVER)
     ]
     (one,) = connections.join(ends)
-    assert (one["channel"], one["reason"]) == ("tcp", "small_writes")
+    assert (one["channel"], one["reason"]) == ("tcp", "stream")
     assert one["bytes"] == 7500 + 30
     assert one["messages"] == 12 + 3
 
@@ -115,7 +115,7 @@ def test_the_later_reading_of_a_counter_counts_once() -> None:
     [
         ((1, 0), (1, 0), ("sockmap", None)),
         ((0, 6), (1, 0), ("tcp", "blocking")),
-        ((1, 0), (0, 20), ("tcp", "small_writes")),
+        ((1, 0), (0, 20), ("tcp", "stream")),
         ((0, 21), (0, 6), ("tcp", "blocking")),
         ((0, 6), (0, 21), ("tcp", "blocking")),
         ((0, 24), (0, 12), ("tcp", "rcvlowat")),
