@@ -93,8 +93,7 @@ def test_two_ends_become_one_connection_with_both_names() -> None:
 
 def test_tcp_bytes_count_where_the_channel_is_tcp() -> None:
     ends = [
-        changed(end, channel=abi.Channel.TCP, reason=abi.Reason.STREAM)
-        for end in (CLIENT, SERVER)
+        changed(end, channel=abi.Channel.TCP, reason=abi.Reason.STREAM) for end in (CLIENT, SERVER)
     ]
     (one,) = connections.join(ends)
     assert (one["channel"], one["reason"]) == ("tcp", "stream")
