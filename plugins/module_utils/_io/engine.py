@@ -28,7 +28,7 @@ from .._model.spec import Attach, ObjectSpec, unescape
 from .bpffs import PinFolder, Pinned
 from .libbpf import SOCKMAP_PROG_TYPES, TRACE_ITER, Bpf, BpfObject, MapInfo
 from .lock import LOCK_PATH, locked
-from .mounts import open_cgroup, require_bpffs
+from .mounts import has_cgroup_id, open_cgroup, require_bpffs
 
 LOG_TAIL_LINES = 30
 RODATA = ".rodata"
@@ -214,12 +214,14 @@ class Engine:
     def _live_link(self, key: str, fd: int, map_names: dict[int, str]) -> Link:
         info = self.bpf.link_info(fd)
         program, _, cgroup = key.partition("@")
-        target = info.type
+        target, target_id = info.type, info.target_id
         if info.type == "cgroup":
             target = f"cgroup {unescape(cgroup)}"
+            # A deleted cgroup lets go of its link after a while, and its path may be taken again.
+            target_id = target_id if has_cgroup_id(unescape(cgroup), target_id) else 0
         elif info.type in ("map", "iter"):
             target = f"{info.type} {map_names.get(info.target_id, '')}".rstrip()
-        return Link(key, program, info.type, target, info.target_id, info.prog_id, info.id)
+        return Link(key, program, info.type, target, target_id, info.prog_id, info.id)
 
     def _unlinked(self, state: ObjectState, pinned: Pinned) -> dict[str, Link]:
         """Programs that sit on a map without a link, as before Linux 6.10."""

@@ -68,6 +68,14 @@ def open_cgroup(cgroup: str) -> tuple[int, int]:
     return fd, os.fstat(fd).st_ino
 
 
+def has_cgroup_id(cgroup: str, cgroup_id: int) -> bool:
+    """Is `cgroup` still the one with this id?"""
+    try:
+        return os.stat(cgroup_path(cgroup)).st_ino == cgroup_id
+    except OSError:
+        return False
+
+
 def require_bpffs(path: str) -> None:
     """Raise unless `path` is a folder on a mounted BPF file system."""
     fix = f"Mount it: mkdir -p {path} && mount -t bpf bpf {path}"
