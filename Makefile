@@ -70,7 +70,7 @@ lint-bpf:
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
 
-.PHONY: unit units sanity integration bpf-test molecule traffic faults package-test
+.PHONY: unit units sanity integration bpf-test molecule traffic faults package-test lab-test
 unit:  ## pytest units
 	@$(PYTEST) tests/unit
 units: ## ansible-test units
@@ -87,6 +87,8 @@ faults: build  ## bad input and crashes
 	@$(PYTEST) tests/faults
 package-test: build  ## install the tarball elsewhere and run from there
 	@$(PYTEST) tests/package
+lab-test: build  ## the lab and the demo, in a lab of the test's own
+	@$(PYTEST) tests/lab
 molecule: build  ## molecule scenarios
 	@molecule test --all --shared-state
 

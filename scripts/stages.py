@@ -40,7 +40,7 @@ STAGES = (
     "package-test",
     "molecule",
     "traffic",
-    "demo-test",
+    "lab-test",
 )
 HEARTBEAT = 20.0  # seconds between signs of life
 TAIL = 60  # lines of a failed stage's log
