@@ -183,8 +183,8 @@ EXPLANATIONS: dict[Reason, str] = {
         "keep-alive or a connection pool in the application to gain."
     ),
     Reason.STREAM: (
-        "The connection is mostly a one-way stream, which TCP carries as fast; nothing to do. "
-        "container_max_burst says how much one end may send before the other answers."
+        "The connection is mostly a one-way stream, which TCP carries as fast; nothing to do, "
+        "or raise container_max_burst, the bytes one end may redirect before the other answers."
     ),
     Reason.PEER_LEFT: (
         "The other end had to stay on TCP or went back to it; look at that end's own reason."

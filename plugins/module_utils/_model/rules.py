@@ -23,7 +23,7 @@ Network = ipaddress.IPv6Network
 LIMITS: dict[str, tuple[int, int]] = {
     "max_unread_bytes": (4096, 1 << 30),
     "max_unread_msgs": (1, 1 << 20),
-    "max_burst": (0, 1 << 20),
+    "max_burst": (0, 1 << 30),
 }
 FLAGS = ("eager", "events")
 LISTS = ("ports_include", "ports_exclude", "cidrs_include", "cidrs_exclude")
