@@ -51,8 +51,8 @@ build: bpf  ## fill the roles' files and build the Galaxy tarball
 
 PYTHON_PATHS = $(wildcard plugins scripts tests roles molecule)
 
-.PHONY: lint lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf
-lint: lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf  ## run every linter
+.PHONY: lint lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf lint-files
+lint: lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf lint-files  ## run every linter
 lint-ruff:
 	@ruff check $(PYTHON_PATHS)
 lint-format:
@@ -65,7 +65,10 @@ lint-yaml:
 lint-ansible:
 	@ansible-lint --offline --profile production
 lint-bpf:
-	@clang-format --dry-run -Werror bpf/*.c bpf/*.h
+	@for f in $(BPF_SRC) tests/naive/*.bpf.c; do \
+		clang $(BPF_CFLAGS) -Wextra -Wno-unused-parameter -Wshadow -fsyntax-only $$f; done
+lint-files:
+	@$(PY) scripts/lint_files.py
 
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml

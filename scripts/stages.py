@@ -31,6 +31,7 @@ STAGES = (
     "lint-yaml",
     "lint-ansible",
     "lint-bpf",
+    "lint-files",
     "unit",
     "units",
     "sanity",

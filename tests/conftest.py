@@ -1,14 +1,21 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make the source tree importable as ansible_collections.colocated.tcp_sm."""
+"""Make the source tree importable as ansible_collections.colocated.tcp_sm; name the markers."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
 COLLECTIONS = Path(__file__).resolve().parent.parent / "build" / "collections"
 
 # ansible-test brings its own loader, and there is no build folder in its copy.
 if COLLECTIONS.is_dir() and str(COLLECTIONS) not in sys.path:
     sys.path.insert(0, str(COLLECTIONS))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Here and not in pyproject.toml, which ansible-test does not read."""
+    config.addinivalue_line("markers", "root: needs root and a kernel with BPF")
