@@ -8,6 +8,7 @@ import itertools
 import random
 import statistics
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import pytest
 from tcp_sm_bench import model
@@ -84,7 +85,7 @@ def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
     assert 0.95 <= hits / 2000 <= 0.99, "15 values: ranks 4 and 12 cover with 0.965"
 
 
-def pairs(values: dict[str, list[float | None]]) -> Samples:
+def pairs(values: Mapping[str, Sequence[float | None]]) -> Samples:
     return Samples(
         {
             arm: [None if v is None else Sample(v, 1e-6 * v) for v in runs]
