@@ -1,20 +1,25 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A private BPF file system, a private cgroup and real objects for the loader's tests."""
+"""For every test of plugins: a module runner; for those that load BPF, a private BPF file system,
+a private cgroup and real objects."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup2_root
 
-SOURCES = Path(__file__).resolve().parents[4] / "integration" / "targets" / "setup_bpf" / "files"
+SOURCES = Path(__file__).resolve().parents[2] / "integration" / "targets" / "setup_bpf" / "files"
 # Object by name: source, and what is defined for it.
 OBJECTS = {
     "one": ("counter", []),
@@ -22,6 +27,20 @@ OBJECTS = {
     "wider": ("counter", ["-DVERSION=3", "-DWIDER"]),
     "rejected": ("rejected", []),
 }
+
+
+@pytest.fixture
+def run_module(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Run a module's main() in this process and return its answer."""
+
+    def run(module: ModuleType, *, check: bool = False, **options: Any) -> dict[str, Any]:
+        arguments = {**options, "_ansible_check_mode": check}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return answer
+
+    return run
 
 
 @pytest.fixture(scope="session")
