@@ -82,10 +82,10 @@ def assess(facts: Facts) -> dict[str, Any]:
 
 # -- versions ---------------------------------------------------------------------------------
 
-Version = tuple[int, int, int | None]
 
-
-def kernel_version(release: str, version: str = "", signature: str = "") -> Version | None:
+def kernel_version(
+    release: str, version: str = "", signature: str = ""
+) -> tuple[int, int, int | None] | None:
     """(major, minor, patch) of the stable kernel that a running one is built from.
 
     ``patch`` is ``None`` where the distribution does not say: its ``x.y.0-N``
