@@ -102,13 +102,14 @@ def channel(bpffs: Path, cgroups: tuple[Path, Path]) -> Iterator[Channel]:
     made.remove()
 
 
-@pytest.fixture()
-def stage(channel: Channel, cgroups: tuple[Path, Path]) -> Stage:
-    """Where scenes run."""
-    return Stage(channel, *cgroups)
+@pytest.fixture
+def stage(channel: Channel, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
+    """Where scenes run; rules and configuration do not outlive the test."""
+    yield Stage(channel, *cgroups)
+    channel.reset()
 
 
-@pytest.fixture()
+@pytest.fixture
 def start() -> Iterator[Any]:
     """Starts children that do not outlive the test."""
     with process.children() as begin:

@@ -5,15 +5,24 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import os
 import select
 import signal
 import socket
 import struct
 
-from harness.scene import PATIENCE, Scene, Stage, receive, send, wait
+from harness.scene import PATIENCE, Scene, Stage, accept, listener, receive, send, wait
 
 HUP = select.POLLIN | select.POLLRDHUP
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect(AF_UNSPEC)."""
+    address = struct.pack("H14x", socket.AF_UNSPEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(sock.fileno(), address, len(address)):
+        raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
 
 
 def reset(sock: socket.socket) -> None:
@@ -108,7 +117,7 @@ def test_reset_of_an_idle_connection(stage: Stage) -> None:
     stage.compare(rst_when_idle)
 
 
-def rst_without_reading(scene: Scene) -> None:
+def reset_by_server(scene: Scene) -> None:
     """The connection has bytes that were redirected and read before the reset."""
     client, server = scene.pair()
     send(client, b"x" * 5000)
@@ -117,13 +126,13 @@ def rst_without_reading(scene: Scene) -> None:
     scene.look()
     reset(server)
     wait(client, HUP)
-    scene.attempt("write", client.send, b"x")
-    scene.attempt("write again", client.send, b"x")
     scene.attempt("read", client.recv, 1)
+    scene.attempt("write", client.send, b"x")
+    scene.attempt("read again", client.recv, 1)
 
 
 def test_reset_by_the_server(stage: Stage) -> None:
-    stage.compare(rst_without_reading)
+    stage.compare(reset_by_server)
 
 
 def unread_tcp_bytes(scene: Scene) -> None:
@@ -361,20 +370,27 @@ def test_linger(stage: Stage) -> None:
 
 
 def reconnecting(scene: Scene) -> None:
-    """connect(AF_UNSPEC) dissolves the association: the peer sees a reset, the socket lives."""
+    """connect(AF_UNSPEC) ends the association; the same socket then reaches another server."""
     client, server = scene.pair()
     scene.middle()
     scene.look()
-    import ctypes
-
-    address = struct.pack("H14x", socket.AF_UNSPEC)
-    libc = ctypes.CDLL(None, use_errno=True)
-    scene.note("disconnect", libc.connect(client.fileno(), address, len(address)))
+    disconnect(client)
     wait(server, HUP)
     scene.attempt("peer", server.recv, 1)
-    scene.attempt("own", client.recv, 1)
     scene.attempt("own name", lambda: client.getsockname()[0])
+    client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    with listener() as door:
+        client.connect_ex(door.getsockname())
+        other = accept(door)
+    wait(client, select.POLLOUT)
+    for turn in range(20):
+        send(client, b"to the new peer %02d" % turn)
+        scene.note("new peer", receive(other, 18))
+        send(other, b"and back %02d" % turn)
+        scene.note("back", receive(client, 11))
+    other.shutdown(socket.SHUT_WR)
+    scene.note("EOF", receive(client, 1))
 
 
-def test_disconnect_by_af_unspec(stage: Stage) -> None:
+def test_socket_that_connects_a_second_time(stage: Stage) -> None:
     stage.compare(reconnecting)

@@ -226,6 +226,13 @@ class Channel:
         length = net.prefixlen + (96 if net.version == 4 else 0)
         _set(self.map("tcp_sm_cidrs"), struct.pack("I16s", length, packed), rule)
 
+    def reset(self) -> None:
+        """Drop every rule and write the default configuration."""
+        for name, size in (("tcp_sm_ports", 4), ("tcp_sm_cidrs", 20)):
+            for key in kernel.keys(self.map(name), size):
+                kernel.delete(self.map(name), key)
+        self.configure(Config())
+
     def records(self) -> dict[int, Record]:
         """Return what the iterator reports now, by socket cookie."""
         data = (self.pins / "links" / "tcp_sm_dump").read_bytes()

@@ -82,7 +82,9 @@ def update(fd: int, key: bytes, value: bytes) -> None:
 
 def delete(fd: int, key: bytes) -> None:
     """Remove `key`; BpfError with ENOENT when it is not there."""
-    _element(MAP_DELETE, fd, key, ctypes.create_string_buffer(1))
+    stored = ctypes.create_string_buffer(key, max(len(key), 1))
+    attr = struct.pack("IIQ", fd, 0, ctypes.addressof(stored))
+    _bpf(MAP_DELETE, attr, f"map fd {fd}, key {key.hex()}")
 
 
 def keys(fd: int, size: int) -> list[bytes]:

@@ -9,6 +9,7 @@ every piece when it arrives and keeps a sha256 for the comparison with the sende
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import random
 import select
@@ -47,9 +48,15 @@ class Tally:
     error: str = ""
 
 
-def content(number: int, direction: str) -> bytes:
-    """Return one period of a stream's bytes, twice, so that any piece is one slice."""
-    return random.Random(f"{number} {direction}").randbytes(_PERIOD) * 2
+@functools.cache
+def _bytes() -> bytes:
+    return random.Random("streams").randbytes(_PERIOD) * 2
+
+
+def content(number: int, direction: str, at: int, size: int) -> bytes:
+    """Return bytes `at`... of a stream; size: at most _PERIOD. No two streams are in step."""
+    start = (at + number * 7919 + (101_021 if direction == "up" else 0)) % _PERIOD
+    return _bytes()[start : start + size]
 
 
 @dataclass
@@ -77,13 +84,17 @@ class Chunks:
 class End:
     """One end of one connection: sends its stream, checks the other's, shuts down, ends at EOF."""
 
-    def __init__(self, sock: socket.socket, chunks: Chunks, plan: Plan | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, chunks: Chunks, plan: Plan | None = None, dialogue: bool = False
+    ) -> None:
         self.sock = sock
         self.tally = Tally()
         self.stopping = False
         self.done = False
         self._chunks = chunks
-        self._out = self._in = b""
+        self._dialogue = dialogue
+        self._turn = not dialogue
+        self._out = self._in = ""
         self._size = 0
         self._head = b""
         self._unsent = memoryview(b"")
@@ -95,13 +106,14 @@ class End:
 
     def _begin(self, plan: Plan, out: str, into: str, size: int) -> None:
         self.tally.number = plan.number
-        self._out, self._in = content(plan.number, out), content(plan.number, into)
+        self._out, self._in = out, into
         self._size = size
 
     @property
     def events(self) -> int:
         """The poll events this end wants now."""
-        sending = self.tally.number >= 0 and not self._shut
+        wanted = self._unsent or self._turn or self._in_ended
+        sending = wanted and self.tally.number >= 0 and not self._shut
         return (0 if self._in_ended else select.EPOLLIN) | (select.EPOLLOUT if sending else 0)
 
     def step(self, ready: int) -> None:
@@ -123,6 +135,7 @@ class End:
             if not data:
                 self._eof()
                 return
+            self._turn = True
             if self.tally.number < 0:
                 data = self._greet(data)
             self._check(data)
@@ -141,8 +154,7 @@ class End:
     def _check(self, data: bytes) -> None:
         if not data:
             return
-        at = self.tally.received % _PERIOD
-        wanted = self._in[at : at + len(data)] if len(data) <= _PERIOD else b""
+        wanted = content(self.tally.number, self._in, self.tally.received, len(data))
         if data != wanted:
             pairs = enumerate(zip(data, wanted, strict=False))
             first = next((i for i, (a, b) in pairs if a != b), len(wanted))
@@ -162,6 +174,9 @@ class End:
     def _write(self) -> None:
         for _ in range(4):
             if not self._unsent:
+                if not (self._turn or self._in_ended):
+                    break
+                self._turn = not self._dialogue
                 piece = self._next_piece()
                 if not piece:
                     return
@@ -179,8 +194,7 @@ class End:
         size = self._chunks.next()
         if self._size >= 0:
             size = min(size, self._size - self.tally.sent)
-        at = self.tally.sent % _PERIOD
-        piece = self._out[at : at + min(size, _PERIOD)]
+        piece = content(self.tally.number, self._out, self.tally.sent, min(size, _PERIOD))
         self.tally.sent += len(piece)
         self._sent_sha.update(piece)
         return piece
@@ -272,17 +286,40 @@ class Loop:
         return self.tallies
 
 
-def serve(
-    said: process.Said, count: int, chunks: Chunks, address: str = "127.0.0.1", port: int = 0,
-    seconds: float = 30, before: Callable[[socket.socket], None] | None = None, quiet: float = 5,
-) -> list[Tally]:  # fmt: skip
+@dataclass(frozen=True)
+class Setup:
+    """How a load is made.
+
+    address: the clients connect to it; bind: the server's, the same unless given; port: the
+    server's, 0 for any; seen_port: what clients connect to, where it is translated; at_once:
+    concurrent connections; seconds: time limit; before: prepares the listener; dialogue: an
+    end writes only after it read something.
+    """
+
+    chunks: Chunks = field(default_factory=Chunks)
+    address: str = "127.0.0.1"
+    bind: str = ""
+    port: int = 0
+    seen_port: int = 0
+    at_once: int = 64
+    seconds: float = 30
+    before: Callable[[socket.socket], None] | None = None
+    dialogue: bool = False
+
+    def sizes(self, number: int) -> Chunks:
+        """Return the chunk sizes of one end of one connection."""
+        chunks = self.chunks
+        return Chunks(chunks.low, chunks.high, chunks.seed and number + 1)
+
+
+def serve(said: process.Said, count: int, setup: Setup) -> list[Tally]:
     """Say the port, serve `count` connections, and return their tallies."""
-    extra: dict[str, Any] = {"before": before} if before else {}
-    door = scene.listener(address, port, backlog=4096, **extra)
+    extra: dict[str, Any] = {"before": setup.before} if setup.before else {}
+    door = scene.listener(setup.bind or setup.address, setup.port, backlog=4096, **extra)
     said.say(door.getsockname()[1])
     loop = Loop()
     loop.watch(door.fileno())
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + setup.seconds
     accepted = 0
     while (accepted < count or loop.ends) and time.monotonic() < deadline:
         if door.fileno() in loop.turn():
@@ -291,34 +328,30 @@ def serve(
                     sock = door.accept()[0]
                     sock.setblocking(False)
                     accepted += 1
-                    loop.add(End(sock, Chunks(chunks.low, chunks.high, chunks.seed and accepted)))
+                    loop.add(End(sock, setup.sizes(accepted), dialogue=setup.dialogue))
     door.close()
     return loop.abandon()
 
 
-def load(
-    said: process.Said, plans: list[Plan], chunks: Chunks, port: int, address: str = "127.0.0.1",
-    at_once: int = 64, seconds: float = 30,
-) -> list[Tally]:  # fmt: skip
-    """Make one connection for each plan, `at_once` at a time, and return their tallies.
+def load(said: process.Said, plans: list[Plan], port: int, setup: Setup) -> list[Tally]:
+    """Make one connection for each plan and return their tallies.
 
-    Anything the parent tells ends streams of endless plans.
+    Says so when as many as may be at once are connected; anything the parent tells
+    afterwards ends the streams of endless plans.
     """
     loop = Loop()
     loop.watch(said.fileno())
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + setup.seconds
     waiting = list(reversed(plans))
     announced = False
     while (waiting or loop.ends) and time.monotonic() < deadline:
-        while waiting and len(loop.ends) < at_once:
+        while waiting and len(loop.ends) < setup.at_once:
             plan = waiting.pop()
-            sock = scene.connect(address, port)
-            loop.add(
-                End(sock, Chunks(chunks.low, chunks.high, chunks.seed and plan.number + 1), plan)
-            )
-        if not waiting and not announced:
+            sock = scene.connect(setup.address, port)
+            loop.add(End(sock, setup.sizes(plan.number), plan, setup.dialogue))
+        if not announced:
             announced = True
-            said.say("all connected")
+            said.say("under way")
         if said.fileno() in loop.turn() and not loop.stopping:
             said.heard()
             loop.stop()
@@ -360,22 +393,18 @@ class Load:
 
 
 def begin(
-    start: Callable[..., process.Child], plans: list[Plan], place: process.Place,
-    chunks: Chunks | None = None, server_place: process.Place | None = None,
-    address: str = "127.0.0.1", bind: str | None = None, at_once: int = 64, seconds: float = 30,
-    before: Callable[[socket.socket], None] | None = None, port: int = 0,
-    connect_port: int | None = None,
-) -> Load:  # fmt: skip
-    """Start a server and a client; returns when every connection was at least started."""
-    chunks = chunks or Chunks()
-    server = start(
-        serve, len(plans), chunks, bind or address, port, seconds, before,
-        place=server_place or place, seconds=seconds + 5,
-    )  # fmt: skip
-    real = server.take()
-    client = start(
-        load, plans, chunks, connect_port or real, address, at_once, seconds,
-        place=place, seconds=seconds + 5,
-    )  # fmt: skip
+    start: Callable[..., process.Child],
+    plans: list[Plan],
+    place: process.Place,
+    setup: Setup | None = None,
+    server_place: process.Place | None = None,
+) -> Load:
+    """Start a server and a client; returns when the first connections are under way."""
+    setup = setup or Setup()
+    limit = setup.seconds + 5
+    server = start(serve, len(plans), setup, place=server_place or place, seconds=limit)
+    port = server.take()
+    port = setup.seen_port or port
+    client = start(load, plans, port, setup, place=place, seconds=limit)
     client.take()
     return Load(server, client, plans)
