@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run every check as a stage, show progress, and close with one table and one line of counts.
 
-Usage: stages.py [STAGE...]      (default: all, in order)
+Usage: stages.py [STAGE...]      (default: all, in two lanes; named ones run one after another)
 A stage is a make target. Its output goes to build/test/<stage>.log; what it prints last is
 shown while it runs, and the log's end when it fails. Tests are counted from the JUnit files
 build/test/junit/<stage>*.xml; a stage without any counts as one test, its exit code.
@@ -15,33 +15,39 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "test"
 JUNIT = OUTPUT / "junit"
-# Cheap and general first; what needs the kernel after what it is made of.
-STAGES = (
-    "build",
-    "lint-ruff",
-    "lint-format",
-    "lint-mypy",
-    "lint-yaml",
-    "lint-ansible",
-    "lint-bpf",
-    "lint-files",
-    "unit",
-    "units",
-    "sanity",
-    "bpf-test",
-    "integration",
-    "faults",
-    "package-test",
-    "molecule",
-    "traffic",
-    "lab-test",
+FIRST = "build"
+# Two lanes run side by side: one reads sources, the other works on the kernel, mostly by
+# Ansible, which leaves a core idle. Only the second has stages that could disturb each other.
+LANES = (
+    (
+        "lint-ruff",
+        "lint-format",
+        "lint-mypy",
+        "lint-yaml",
+        "lint-bpf",
+        "lint-files",
+        "lint-ansible",
+        "sanity",
+        "units",
+    ),
+    (
+        "unit",
+        "bpf-test",
+        "traffic",
+        "integration",
+        "faults",
+        "package-test",
+        "molecule",
+        "lab-test",
+    ),
 )
 HEARTBEAT = 20.0  # seconds between signs of life
 TAIL = 60  # lines of a failed stage's log
@@ -143,24 +149,43 @@ def describe(result: Result) -> str:
     )
 
 
-def main() -> int:
-    stages = sys.argv[1:] or list(STAGES)
-    JUNIT.mkdir(parents=True, exist_ok=True)
+def run_lane(stages: Sequence[str]) -> list[Result]:
+    """Run stages one after another, announcing each."""
     results = []
-    for index, stage in enumerate(stages, 1):
-        print(f"[{index:2}/{len(stages)}] {stage} ...", flush=True)
+    for stage in stages:
+        print(f"==> {stage} ...", flush=True)
         result = run_stage(stage)
         results.append(result)
         counts = result.counts
         print(
-            f"[{index:2}/{len(stages)}] {stage}: {counts.passed} passed, {counts.failed} failed, "
+            f"==> {stage}: {counts.passed} passed, {counts.failed} failed, "
             f"{counts.skipped} skipped in {result.seconds:.1f} s",
             flush=True,
         )
+    return results
+
+
+def run_all(stages: Sequence[str]) -> list[Result]:
+    """The named stages, or FIRST and then the lanes side by side."""
+    if stages:
+        return run_lane(stages)
+    results = run_lane([FIRST])
+    if results[0].counts.failed:
+        return results
+    with ThreadPoolExecutor(len(LANES)) as pool:
+        for lane in pool.map(run_lane, LANES):
+            results += lane
+    return results
+
+
+def main() -> int:
+    JUNIT.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    results = run_all(sys.argv[1:])
     total = sum((result.counts for result in results), Counts())
     print(f"\n{'stage':<14} {'':<7} {'pass':>5} {'fail':>5} {'skip':>5} {'seconds':>7}")
     print("\n".join(describe(result) for result in results))
-    print(describe(Result("all", total, sum(result.seconds for result in results))))
+    print(describe(Result("all", total, time.monotonic() - begin)))
     print(f"\n{total.passed} passed, {total.failed} failed, {total.skipped} skipped", flush=True)
     return 1 if total.failed else 0
 
