@@ -19,14 +19,26 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-static __always_inline void count_open(const struct socket_state *state)
+static __always_inline void count_open(__u8 reason)
 {
 	struct tcp_sm_stats *count = stats();
 
 	if (!count)
 		return;
-	count->opened[state->reason ? TCP_SM_CH_TCP : TCP_SM_CH_SOCKMAP]++;
-	count->reasons[state->reason & 31]++;
+	count->opened[reason ? TCP_SM_CH_TCP : TCP_SM_CH_SOCKMAP]++;
+	count->reasons[reason & 31]++;
+}
+
+/* A callback costs every connection: refused ones have none they do not need. */
+static __always_inline int needed_callbacks(const struct socket_state *state)
+{
+	const struct tcp_sm_config *cfg = config();
+
+	if (!state->reason)
+		return BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG;
+	if (state->reason == TCP_SM_R_LEARNING || (cfg && cfg->events))
+		return BPF_SOCK_OPS_STATE_CB_FLAG;
+	return 0;
 }
 
 static __always_inline void established(struct bpf_sock_ops *skops, __u8 side)
@@ -37,22 +49,22 @@ static __always_inline void established(struct bpf_sock_ops *skops, __u8 side)
 
 	if (!tp)
 		return;
-	if (side == TCP_SM_CLIENT)
-		client_established(skops, tp);
-	else
-		server_established(skops, tp);
-	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
-	if (!state)
+	state = side == TCP_SM_CLIENT ? client_established(skops, tp)
+				      : server_established(skops, tp);
+	if (!state) {
+		count_open(TCP_SM_R_SHORT);
+		bpf_sock_ops_cb_flags_set(skops, POSTPONED);
 		return;
-	count_open(state);
+	}
+	state->watched = !state->reason || state->reason == TCP_SM_R_LEARNING ||
+			 (side == TCP_SM_SERVER && state->reason == TCP_SM_R_NO_LOCAL_PEER);
+	count_open(state->reason);
 	tell(TCP_SM_EV_OPEN, tp, state);
-	bpf_sock_ops_cb_flags_set(skops, state->reason
-		? BPF_SOCK_OPS_STATE_CB_FLAG
-		: BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+	bpf_sock_ops_cb_flags_set(skops, needed_callbacks(state));
 }
 
 /* Bytes went by TCP: the moment at which a connection may leave. */
-static __always_inline void leave_if_asked(struct bpf_sock_ops *skops)
+static __always_inline void acknowledged(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
 	struct socket_state *state;
@@ -63,11 +75,11 @@ static __always_inline void leave_if_asked(struct bpf_sock_ops *skops)
 	if (!state)
 		return;
 	pair = state->pair;
-	conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
+	conn = state->reason ? NULL : bpf_map_lookup_elem(&tcp_sm_conns, &pair);
 	if (conn && READ_ONCE(conn->phase) == CONN_LEAVING)
 		try_to_leave(conn, &pair);
 	if (!conn || READ_ONCE(conn->phase) == CONN_LEFT)
-		bpf_sock_ops_cb_flags_set(skops, BPF_SOCK_OPS_STATE_CB_FLAG);
+		bpf_sock_ops_cb_flags_set(skops, state->reason ? 0 : BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /* Bytes that left the TCP queue without recv; one may be a FIN or urgent. */
@@ -104,7 +116,7 @@ int tcp_sm_sockops(struct bpf_sock_ops *skops)
 {
 	switch (skops->op) {
 	case BPF_SOCK_OPS_TIMEOUT_INIT:
-		offer(skops);
+		make_offer(skops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		established(skops, TCP_SM_CLIENT);
@@ -113,7 +125,7 @@ int tcp_sm_sockops(struct bpf_sock_ops *skops)
 		established(skops, TCP_SM_SERVER);
 		break;
 	case BPF_SOCK_OPS_RTT_CB:
-		leave_if_asked(skops);
+		acknowledged(skops);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (skops->args[1] == TCP_CLOSE)
@@ -197,11 +209,18 @@ int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
 	struct tcp_sock *tp;
 	__u8 reason;
 
-	if (ret < 0 || flags & MSG_ERRQUEUE || !sk->sk_bpf_storage)
+	if (ret < 0 || flags & MSG_ERRQUEUE || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!state || !tp)
+	if (!tp)
+		return 0;
+	if (!sk->sk_bpf_storage) {
+		if (is_late(sk, tp))
+			track_late(sk, tp);
+		return 0;
+	}
+	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
+	if (!state || !state->watched)
 		return 0;
 	state->reader.mode = is_nonblocking(sk) ? READER_NONBLOCKING : READER_BLOCKING;
 	if (ret > 0 && !(flags & (MSG_OOB | MSG_PEEK)))
@@ -212,6 +231,8 @@ int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
 	if (reason ? is_sticky(reason) : !state->taught)
 		teach(state, reason);
 	state->taught = 1;
+	if (state->reason == TCP_SM_R_NO_LOCAL_PEER)
+		state->watched = 0;
 	return 0;
 }
 

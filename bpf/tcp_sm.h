@@ -141,7 +141,7 @@ enum tcp_sm_event {
 /* The value of the per-CPU array `tcp_sm_stats`, entry 0. */
 struct tcp_sm_stats {
 	__u64 opened[3];	/* by enum tcp_sm_channel, decided at establishment */
-	__u64 closed;
+	__u64 closed;		/* of the accelerated and the watched ones */
 	__u64 redirected_bytes;
 	__u64 redirected_msgs;
 	__u64 passed_msgs;

@@ -13,6 +13,7 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define IPPROTO_TCP 6
 #define O_NONBLOCK 00004000
 #define MSG_OOB 0x1
 #define MSG_PEEK 0x2
@@ -97,6 +98,7 @@ struct sock {
 	struct socket *sk_socket;
 	__u32 sk_tsflags;
 	__u8 sk_shutdown;
+	__u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 	struct bpf_local_storage *sk_bpf_storage;
 };
@@ -120,11 +122,15 @@ struct tcp_sock {
 	__u8 syn_fastopen:1;
 	__u8 syn_fastopen_child:1;
 	_Bool is_mptcp;
+	__u8 bpf_sock_ops_cb_flags;
 	__u32 copied_seq;
 	__u32 write_seq;
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
 	__u16 urg_data;
+	__u32 data_segs_in;
+	__u32 data_segs_out;
+	__u32 snd_una;
 	__u64 bytes_received;
 	__u64 bytes_acked;
 };

@@ -57,7 +57,7 @@ struct socket_state {
 	__u16 server_port;	/* as this end sees it, host order */
 	__u8 side;
 	__u8 reason;		/* why it was not inserted; NONE when it was */
-	__u8 paired;		/* the peer is a socket of this kernel */
+	__u8 watched;		/* how it is read still matters */
 	__u8 taught;		/* the profile knows that it reads non-blocking */
 	__u8 unused[2];
 };
@@ -93,13 +93,18 @@ struct conn {
 	struct flow_state flow[2];	/* by the sender's side */
 };
 
-/* What the listener's side knows when it answers a SYN. */
-struct handshake {
-	__u64 client_cookie;
-	__u8 server_reason;	/* why the server refuses, NONE otherwise */
-	__u8 client_reason;	/* likewise; valid once client_cookie is set */
-	__u8 unused[6];
+/*
+ * What the listener's side knows when it answers a SYN, in a table that a hash
+ * of the pair indexes. Nothing is allocated or locked: a newer handshake just
+ * overwrites an older one. Both words name the pair, so that a mixture of two
+ * writers is recognised; it reads as no offer, and that connection stays TCP.
+ */
+struct offer {
+	__u64 pair;
+	__u64 tagged_reason;	/* hash of the pair << 8 | enum tcp_sm_reason */
 };
+
+#define OFFERS 16384
 
 /* What was learned about the sockets of one program on one port. */
 struct profile_key {
@@ -114,7 +119,7 @@ struct profile {
 	__u32 veto;		/* enum tcp_sm_reason, sticky */
 	__u32 hopeless;		/* recent connections without gain, 0..16 */
 	__u32 hopeless_reason;
-	__u64 connections;
+	__u64 refused;		/* because hopeless; every 64th of them was let in */
 };
 
 struct {
@@ -141,11 +146,11 @@ struct {
 } tcp_sm_cidrs SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct tcp_sm_pair);
-	__type(value, struct handshake);
-} tcp_sm_pairs SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OFFERS);
+	__type(key, __u32);
+	__type(value, struct offer);
+} tcp_sm_offers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -6,10 +6,13 @@
  * no address translation changes. 4-tuples would join strangers: two network
  * namespaces may both hold 127.0.0.1:5555 -> 127.0.0.1:6666.
  *
- *   server  SYN arrives      TIMEOUT_INIT on the request: offer (pair -> handshake)
+ *   server  SYN arrives      TIMEOUT_INIT on the request: write an offer
  *   client  SYN-ACK arrives  ACTIVE_ESTABLISHED: find the offer, decide for both,
- *                            enter the sockhash, before the ACK leaves
- *   server  ACK arrives      PASSIVE_ESTABLISHED: take the offer, follow the decision
+ *                            enter conns and sockhash, before the ACK leaves
+ *   server  ACK arrives      PASSIVE_ESTABLISHED: find the pair in conns, enter too
+ *
+ * The offer is a hint that may get lost; what joins the ends is their common
+ * key in conns.
  *
  * No offer found: the peer is not here, or its handshake had no request socket
  * (SYN cookies), or a proxy translated the numbers. All of that stays on TCP.
@@ -20,22 +23,70 @@
 #include "record.h"
 #include "switching.h"
 
+#define LATE_SEGMENTS 16	/* with data, both ways, before a short one is tracked */
+#define ANSWERED 0x80	/* the client's decision has replaced the server's offer */
+
 static __always_inline __u8 refuse_request(const struct tcp_request_sock *req,
 					   const struct sock *listener, __u16 port)
 {
-	__u8 reason;
+	struct profile *p = profile_of(cgroup_of(listener), port, TCP_SM_SERVER, false);
+	const struct tcp_sm_config *cfg = config();
+	__u8 reason = refuse_by_mode(cfg);
 
+	if (reason || !cfg)
+		return reason;
 	if (req->is_mptcp)
 		return TCP_SM_R_MPTCP;
 	if (req->tfo_listener)
 		return TCP_SM_R_TFO;
-	reason = refuse_by_scope(&req->req.req.__req_common, port);
-	if (reason)
-		return reason;
-	return refuse_server_by_profile(cgroup_of(listener), port, listener);
+	reason = refuse_by_history(p);
+	if (!reason)
+		reason = refuse_by_scope(cfg, &req->req.req.__req_common, port);
+	return reason ? reason : refuse_by_ignorance(cfg, p, listener);
 }
 
-static __always_inline void offer(struct bpf_sock_ops *skops)
+static __always_inline __u64 hash_of(struct tcp_sm_pair pair)
+{
+	return ((__u64)pair.client_isn << 32 | pair.server_isn) * 0x9e3779b97f4a7c15ULL;
+}
+
+static __always_inline __u64 word_of(struct tcp_sm_pair pair)
+{
+	return (__u64)pair.client_isn << 32 | pair.server_isn;
+}
+
+static __always_inline struct offer *offer_slot(struct tcp_sm_pair pair)
+{
+	__u32 slot = (hash_of(pair) >> 32) % OFFERS;
+
+	return bpf_map_lookup_elem(&tcp_sm_offers, &slot);
+}
+
+static __always_inline void put_offer(struct tcp_sm_pair pair, __u8 reason)
+{
+	struct offer *offer = offer_slot(pair);
+
+	if (!offer)
+		return;
+	WRITE_ONCE(offer->tagged_reason, hash_of(pair) << 8 | reason);
+	WRITE_ONCE(offer->pair, word_of(pair));
+}
+
+/* What was written for @pair; NO_LOCAL_PEER where nothing was. */
+static __always_inline __u8 get_offer(struct tcp_sm_pair pair)
+{
+	struct offer *offer = offer_slot(pair);
+	__u64 tagged;
+
+	if (!offer || READ_ONCE(offer->pair) != word_of(pair))
+		return TCP_SM_R_NO_LOCAL_PEER;
+	tagged = READ_ONCE(offer->tagged_reason);
+	if (tagged >> 8 != hash_of(pair) << 8 >> 8)
+		return TCP_SM_R_NO_LOCAL_PEER;
+	return (__u8)tagged;
+}
+
+static __always_inline void make_offer(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock_ops_kern *kern = bpf_cast_to_kern_ctx(skops);
 	struct tcp_request_sock *req =
@@ -44,37 +95,42 @@ static __always_inline void offer(struct bpf_sock_ops *skops)
 	/* A member of a union: to the verifier a number until it is cast. */
 	const struct sock *listener =
 		bpf_rdonly_cast(common->skc_listener, bpf_core_type_id_kernel(struct sock));
-	struct handshake shake = {};
 	struct tcp_sm_pair pair;
 
 	if (common->skc_state != TCP_NEW_SYN_RECV)
 		return; /* the client's own SYN timer */
 	pair.client_isn = req->rcv_isn;
 	pair.server_isn = req->snt_isn;
-	shake.server_reason = refuse_request(req, listener, common->skc_num);
-	bpf_map_update_elem(&tcp_sm_pairs, &pair, &shake, BPF_ANY);
+	put_offer(pair, refuse_request(req, listener, common->skc_num));
+}
+
+static __always_inline void start_state(struct socket_state *state, const struct tcp_sock *tp,
+					struct tcp_sm_pair pair, __u8 side, __u64 cookie)
+{
+	const struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+
+	state->pair = pair;
+	state->side = side;
+	state->cookie = cookie;
+	state->cgroup = cgroup_of(sk);
+	state->opened_ns = bpf_ktime_get_ns();
+	state->server_port = side == TCP_SM_SERVER ? sk->__sk_common.skc_num
+						   : bpf_ntohs(sk->__sk_common.skc_dport);
 }
 
 static __always_inline struct socket_state *track(struct bpf_sock_ops *skops,
 						  const struct tcp_sock *tp,
 						  struct tcp_sm_pair pair, __u8 side)
 {
-	const struct sock *sk = &tp->inet_conn.icsk_inet.sk;
-	struct bpf_sock *bsk = skops->sk;
+	struct bpf_sock *sk = skops->sk;
 	struct socket_state *state;
 
-	if (!bsk)
+	if (!sk)
 		return NULL;
-	state = bpf_sk_storage_get(&tcp_sm_socks, bsk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state || state->opened_ns)
 		return NULL; /* no memory, or attached to a parent cgroup as well */
-	state->pair = pair;
-	state->side = side;
-	state->cookie = bpf_get_socket_cookie(skops);
-	state->cgroup = cgroup_of(sk);
-	state->opened_ns = bpf_ktime_get_ns();
-	state->server_port = side == TCP_SM_SERVER ? sk->__sk_common.skc_num
-						   : bpf_ntohs(sk->__sk_common.skc_dport);
+	start_state(state, tp, pair, side, bpf_get_socket_cookie(skops));
 	return state;
 }
 
@@ -103,19 +159,21 @@ static __always_inline __u8 refuse_client(const struct tcp_sock *tp,
 					  const struct socket_state *state)
 {
 	const struct sock *sk = &tp->inet_conn.icsk_inet.sk;
-	__u8 reason = refuse_by_birth(tp);
+	const struct tcp_sm_config *cfg = config();
+	__u8 reason;
 
-	if (reason)
-		return reason;
 	if (!is_nonblocking(sk))
 		return TCP_SM_R_BLOCKING;
 	reason = refuse_by_options(tp);
+	if (!reason)
+		reason = refuse_by_mode(cfg);
+	if (reason || !cfg)
+		return reason;
+	reason = refuse_by_scope(cfg, &sk->__sk_common, state->server_port);
 	if (reason)
 		return reason;
-	reason = refuse_by_scope(&sk->__sk_common, state->server_port);
-	if (reason)
-		return reason;
-	return refuse_client_by_profile(state->cgroup, state->server_port);
+	return refuse_by_history(profile_of(state->cgroup, state->server_port, TCP_SM_CLIENT,
+					    false));
 }
 
 static __always_inline __u8 join_client(struct bpf_sock_ops *skops, struct socket_state *state,
@@ -136,28 +194,29 @@ static __always_inline __u8 join_client(struct bpf_sock_ops *skops, struct socke
 	return reason;
 }
 
-static __always_inline void client_established(struct bpf_sock_ops *skops,
-					       const struct tcp_sock *tp)
+/* Returns what is known of the client's socket; NULL where that can wait. */
+static __always_inline struct socket_state *client_established(struct bpf_sock_ops *skops,
+								const struct tcp_sock *tp)
 {
 	struct tcp_sm_pair pair = {.client_isn = tp->snd_nxt - 1,
 				   .server_isn = tp->rcv_nxt - 1};
-	struct socket_state *state = track(skops, tp, pair, TCP_SM_CLIENT);
-	struct handshake *shake;
+	__u8 reason = refuse_by_birth(tp);
+	struct socket_state *state;
 
-	if (!state)
-		return;
-	shake = bpf_map_lookup_elem(&tcp_sm_pairs, &pair);
-	if (!shake) {
-		state->reason = TCP_SM_R_NO_LOCAL_PEER;
-		return;
+	if (!reason)
+		reason = get_offer(pair);
+	if (reason == TCP_SM_R_SHORT) {
+		put_offer(pair, reason | ANSWERED);
+		return NULL;
 	}
-	state->paired = 1;
-	state->reason = shake->server_reason;
-	if (!state->reason)
-		state->reason = join_client(skops, state, tp);
+	state = track(skops, tp, pair, TCP_SM_CLIENT);
+	if (!state)
+		return NULL;
+	state->reason = reason ? reason : join_client(skops, state, tp);
 	/* The server reads this once our ACK, not sent yet, arrives. */
-	shake->client_reason = state->reason;
-	shake->client_cookie = state->cookie;
+	if (reason != TCP_SM_R_NO_LOCAL_PEER)
+		put_offer(pair, state->reason | ANSWERED);
+	return state;
 }
 
 static __always_inline __u8 join_server(struct bpf_sock_ops *skops, struct socket_state *state,
@@ -185,30 +244,65 @@ static __always_inline __u8 join_server(struct bpf_sock_ops *skops, struct socke
 	return conn->leave_reason;
 }
 
-static __always_inline void server_established(struct bpf_sock_ops *skops,
-					       const struct tcp_sock *tp)
+/* Likewise for the server's socket. */
+static __always_inline struct socket_state *server_established(struct bpf_sock_ops *skops,
+								const struct tcp_sock *tp)
 {
 	struct tcp_sm_pair pair = {.client_isn = tp->rcv_nxt - 1,
 				   .server_isn = tp->snd_nxt - 1};
-	struct socket_state *state = track(skops, tp, pair, TCP_SM_SERVER);
-	struct handshake *shake;
-	struct conn *conn;
+	struct conn *conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
+	__u8 answer = conn ? TCP_SM_R_NONE : get_offer(pair);
+	struct socket_state *state;
 
+	if (answer == (TCP_SM_R_SHORT | ANSWERED))
+		return NULL;
+	state = track(skops, tp, pair, TCP_SM_SERVER);
 	if (!state)
-		return;
-	shake = bpf_map_lookup_elem(&tcp_sm_pairs, &pair);
-	if (!shake || !shake->client_cookie) {
+		return NULL;
+	if (conn) {
+		state->peer_cookie = conn->cookie[TCP_SM_CLIENT];
+		state->reason = join_server(skops, state, tp, conn);
+	} else if (answer & ANSWERED) {
+		state->reason = answer & ~ANSWERED ?: TCP_SM_R_PEER_LEFT;
+	} else {
 		state->reason = TCP_SM_R_NO_LOCAL_PEER;
-		return;
 	}
-	state->paired = 1;
-	state->peer_cookie = shake->client_cookie;
-	state->reason = shake->client_reason;
-	bpf_map_delete_elem(&tcp_sm_pairs, &pair);
-	if (state->reason)
+	return state;
+}
+
+/*
+ * Connections of ports that see many short ones are tracked late, by their
+ * reader, since making a socket's state costs about a fiftieth of a short
+ * connection. Until then the counters tell all there is to be known. A
+ * retransmission callback, which is rare and ignored, marks such a socket.
+ */
+#define POSTPONED BPF_SOCK_OPS_RTO_CB_FLAG
+
+static __always_inline bool is_late(struct sock *sk, const struct tcp_sock *tp)
+{
+	return tp->bpf_sock_ops_cb_flags & POSTPONED &&
+	       sk->__sk_common.skc_state == TCP_ESTABLISHED &&
+	       tp->data_segs_in + tp->data_segs_out >= LATE_SEGMENTS;
+}
+
+static __always_inline void track_late(struct sock *sk, const struct tcp_sock *tp)
+{
+	struct profile *as_server = profile_of(cgroup_of(sk), sk->__sk_common.skc_num,
+					       TCP_SM_SERVER, false);
+	__u8 side = as_server ? TCP_SM_SERVER : TCP_SM_CLIENT;
+	struct socket_state *state;
+	struct tcp_sm_pair pair;
+	/* Only a client's bytes_acked counts the SYN. */
+	__u32 mine = tp->snd_una - (__u32)tp->bytes_acked - side;
+	__u32 theirs = tp->rcv_nxt - (__u32)tp->bytes_received - 1;
+
+	pair.client_isn = as_server ? theirs : mine;
+	pair.server_isn = as_server ? mine : theirs;
+	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state || state->opened_ns)
 		return;
-	conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
-	state->reason = conn ? join_server(skops, state, tp, conn) : TCP_SM_R_PEER_LEFT;
+	start_state(state, tp, pair, side, bpf_get_socket_cookie(sk));
+	state->reason = TCP_SM_R_SHORT;
 }
 
 /* At TCP_CLOSE of @state's socket; the second end takes the connection away. */

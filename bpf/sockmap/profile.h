@@ -20,7 +20,7 @@
 
 #define HOPELESS_MAX 16
 #define HOPELESS_AT 8
-#define HOPELESS_SAMPLE 32	/* one connection in so many tries again */
+#define HOPELESS_SAMPLE 64	/* one connection in so many tries again */
 #define GAIN_MSGS 8		/* messages that pay for entering and leaving */
 
 static __always_inline __u64 cgroup_of(const struct sock *sk)
@@ -85,40 +85,35 @@ static __always_inline void teach(const struct socket_state *state, __u8 reason)
 		WRITE_ONCE(p->known, 1);
 }
 
+/* What is certain from earlier connections; cheap, so it is asked first. */
 static __always_inline __u8 refuse_by_history(struct profile *p)
 {
 	__u64 nth;
 
+	if (!p)
+		return TCP_SM_R_NONE;
 	if (p->veto)
 		return p->veto;
-	nth = __sync_fetch_and_add(&p->connections, 1);
-	if (p->hopeless >= HOPELESS_AT && nth % HOPELESS_SAMPLE)
-		return p->hopeless_reason;
-	return TCP_SM_R_NONE;
+	if (p->hopeless < HOPELESS_AT)
+		return TCP_SM_R_NONE;
+	nth = __sync_fetch_and_add(&p->refused, 1);
+	return nth % HOPELESS_SAMPLE ? p->hopeless_reason : TCP_SM_R_NONE;
 }
 
-/* A client's file flags are known when it connects: nothing to learn first. */
-static __always_inline __u8 refuse_client_by_profile(__u64 cgroup, __u16 port)
+static __always_inline __u8 refuse_by_ignorance(const struct tcp_sm_config *cfg,
+						const struct profile *p,
+						const struct sock *listener)
 {
-	struct profile *p = profile_of(cgroup, port, TCP_SM_CLIENT, false);
-
-	return p ? refuse_by_history(p) : TCP_SM_R_NONE;
-}
-
-static __always_inline __u8 refuse_server_by_profile(__u64 cgroup, __u16 port,
-						     const struct sock *listener)
-{
-	struct profile *p = profile_of(cgroup, port, TCP_SM_SERVER, false);
-	const struct tcp_sm_config *cfg = config();
-
-	if (p && (p->known || p->veto))
-		return refuse_by_history(p);
-	if (cfg && cfg->eager && is_nonblocking(listener))
+	if ((p && p->known) || (cfg->eager && is_nonblocking(listener)))
 		return TCP_SM_R_NONE;
 	return TCP_SM_R_LEARNING;
 }
 
-/* At the end of an accelerated connection: did it pay? Both ends vote. */
+/*
+ * At the end of an accelerated connection: did it pay? The server's end votes.
+ * A client votes only about what it alone knows, or a port would be tried
+ * again only when both ends happen to do so.
+ */
 static __always_inline void judge_gain(const struct socket_state *state, __u64 redirected,
 				       __u8 reason)
 {
@@ -126,12 +121,18 @@ static __always_inline void judge_gain(const struct socket_state *state, __u64 r
 
 	if (!p)
 		return;
-	if (reason == TCP_SM_R_BLOCKING || reason == TCP_SM_R_STREAM)
+	if (state->side == TCP_SM_CLIENT) {
+		if (reason == TCP_SM_R_BLOCKING)
+			vote_against(p, reason);
+		else
+			vote_for(p);
+	} else if (reason == TCP_SM_R_BLOCKING || reason == TCP_SM_R_STREAM) {
 		vote_against(p, reason);
-	else if (redirected < GAIN_MSGS)
+	} else if (redirected < GAIN_MSGS) {
 		vote_against(p, TCP_SM_R_SHORT);
-	else
+	} else {
 		vote_for(p);
+	}
 }
 
 #endif

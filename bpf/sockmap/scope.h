@@ -58,14 +58,16 @@ static __always_inline __u8 refuse_by_cidr(const struct tcp_sm_config *cfg,
 	return TCP_SM_R_NONE;
 }
 
-static __always_inline __u8 refuse_by_scope(const struct sock_common *sk, __u16 server_port)
+static __always_inline __u8 refuse_by_mode(const struct tcp_sm_config *cfg)
 {
-	const struct tcp_sm_config *cfg = config();
-	__u8 reason;
+	return cfg && cfg->mode == TCP_SM_ON ? TCP_SM_R_NONE : TCP_SM_R_MODE_PASS;
+}
 
-	if (!cfg || cfg->mode != TCP_SM_ON)
-		return TCP_SM_R_MODE_PASS;
-	reason = refuse_by_port(cfg, server_port);
+static __always_inline __u8 refuse_by_scope(const struct tcp_sm_config *cfg,
+					    const struct sock_common *sk, __u16 server_port)
+{
+	__u8 reason = refuse_by_port(cfg, server_port);
+
 	return reason ? reason : refuse_by_cidr(cfg, sk);
 }
 
