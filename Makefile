@@ -73,7 +73,7 @@ lint-files:
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
 
-.PHONY: unit units sanity integration bpf-test molecule traffic faults package-test lab-test
+.PHONY: unit units sanity integration molecule traffic faults package-test lab-test
 unit:  ## pytest units
 	@$(PYTEST) tests/unit
 units: ## ansible-test units
@@ -82,8 +82,6 @@ sanity:  ## ansible-test sanity
 	@$(PY) scripts/run_ansible_test.py sanity
 integration: build  ## ansible-test integration
 	@$(PY) scripts/run_ansible_test.py integration
-bpf-test: bpf  ## the BPF programs by themselves
-	@$(PYTEST) tests/bpf
 traffic: build  ## real programs over accelerated sockets
 	@$(PYTEST) tests/traffic
 faults: build  ## bad input and crashes
@@ -93,7 +91,8 @@ package-test: build  ## install the tarball elsewhere and run from there
 lab-test: build  ## the lab and the demo, in a lab of the test's own
 	@$(PYTEST) tests/lab
 molecule: build  ## molecule scenarios
-	@molecule test --all --shared-state
+	@ANSIBLE_CALLBACKS_ENABLED=ansible.builtin.junit JUNIT_OUTPUT_DIR=$(CURDIR)/$(JUNIT)/molecule \
+		molecule test --all --shared-state
 
 .PHONY: test
 test: setup  ## everything
