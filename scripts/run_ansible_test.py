@@ -32,7 +32,7 @@ PARTS = (
     "plugins",
     "roles",
     "playbooks",
-    "tests/unit",
+    "tests/unit/plugins",
     "tests/integration",
     "tests/sanity",
     "tests/config.yml",
