@@ -254,3 +254,37 @@ int tcp_sm_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
 	return 0;
 }
+
+/*
+ * Reading this takes out every connection that was asked to leave and is
+ * drained, idle ones included; in mode `drain` it asks all. Writes one record
+ * per end that is still in.
+ */
+SEC("iter/bpf_sk_storage_map")
+int tcp_sm_evict(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct socket_state *state = ctx->value;
+	const struct tcp_sm_config *cfg = config();
+	struct tcp_sm_record rec = {};
+	struct sock *sk = ctx->sk;
+	struct tcp_sm_pair pair;
+	struct tcp_sock *tp;
+	struct conn *conn;
+
+	if (!state || !sk || state->reason || !state->opened_ns)
+		return 0;
+	pair = state->pair;
+	tp = bpf_skc_to_tcp_sock(sk);
+	conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
+	if (!tp || !conn)
+		return 0;
+	if (!cfg || cfg->mode == TCP_SM_DRAIN)
+		ask_to_leave(conn, TCP_SM_R_MODE_PASS);
+	if (READ_ONCE(conn->phase) == CONN_LEAVING)
+		try_to_leave(conn, &pair);
+	if (READ_ONCE(conn->phase) == CONN_LEFT)
+		return 0;
+	fill_record(&rec, TCP_SM_EV_STATUS, tp, state);
+	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
+	return 0;
+}

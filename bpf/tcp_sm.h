@@ -15,6 +15,7 @@
 enum tcp_sm_mode {
 	TCP_SM_PASS = 0,	/* insert nothing, redirect nothing */
 	TCP_SM_ON = 1,
+	TCP_SM_DRAIN = 2,	/* as pass, and whoever is accelerated leaves for good */
 };
 
 enum tcp_sm_channel {

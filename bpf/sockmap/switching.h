@@ -106,7 +106,13 @@ static __always_inline bool is_drained(struct conn *conn, const struct tcp_sm_pa
 	return !unread_bytes(conn, pair, receiver, claimed, &reader);
 }
 
-/* Runs in sockops only: no other program type may delete from a sockhash here. */
+/*
+ * Runs where the verifier lets a program delete from a sockhash: in sockops,
+ * when an ACK arrives, and in the iterator that an operator starts. The latter
+ * holds no socket lock, so @conn may meanwhile belong to another pair: then
+ * that one stays in the sockhash, passing, until it closes; the keys deleted
+ * here are @pair's in any case.
+ */
 static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_pair *pair)
 {
 	struct tcp_sm_end end = {.pair = *pair};
@@ -196,8 +202,10 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	__u32 unread;
 	__u8 reason;
 
-	if (!cfg || cfg->mode != TCP_SM_ON || READ_ONCE(conn->phase) >= CONN_LEAVING)
+	if (!cfg || cfg->mode == TCP_SM_PASS || READ_ONCE(conn->phase) >= CONN_LEAVING)
 		return false;
+	if (cfg->mode != TCP_SM_ON)
+		ask_to_leave(conn, TCP_SM_R_MODE_PASS);
 	if (!is_nonblocking(sk))
 		ask_to_leave(conn, TCP_SM_R_BLOCKING);
 	if (READ_ONCE(conn->phase) != CONN_OPEN || !read_reader(conn, to, &reader))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import struct
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ class Mode(enum.IntEnum):
 
     PASS = 0
     ON = 1
+    DRAIN = 2
 
 
 class Channel(enum.IntEnum):
@@ -328,9 +330,14 @@ def _codes(name: str) -> str:
     return "".join(codes)
 
 
+@functools.lru_cache(maxsize=None)
+def _compiled(name: str) -> struct.Struct:
+    return struct.Struct(struct_format(name))
+
+
 def struct_size(name: str) -> int:
     """The size of a C struct in bytes."""
-    return struct.calcsize(struct_format(name))
+    return _compiled(name).size
 
 
 def unpack(name: str, data: bytes) -> dict[str, Any]:
@@ -338,7 +345,7 @@ def unpack(name: str, data: bytes) -> dict[str, Any]:
 
     Raises :class:`struct.error` when ``data`` has another length.
     """
-    values = iter(struct.unpack(struct_format(name), data))
+    values = iter(_compiled(name).unpack(data))
     return _assemble(name, values)
 
 
