@@ -265,21 +265,13 @@ profiles:
     side:
       description: V(client) or V(server).
       type: str
-    known:
-      description: Whether its sockets were seen to be non-blocking.
-      type: bool
-    veto:
-      description: The reason why its connections stay on TCP for good, or null.
-      type: str
-    hopeless:
-      description: How many connections of late gained nothing, from 0 to 16.
-      type: int
-    hopeless_reason:
-      description: The reason of the latest of these, or null.
-      type: str
-    connections:
-      description: How many connections there were.
-      type: int
+    learned:
+      description:
+        - What the programs keep about it, by the names of their fields. Reason codes are shown as
+          names, null for none. C(known) is not 0 once a reader was seen to be non-blocking, and
+          C(veto) is the reason why connections stay on TCP for good.
+      type: dict
+      sample: {"known": 1, "veto": null, "hopeless": 0, "hopeless_reason": null}
 """
 
 from collections.abc import Callable

@@ -28,6 +28,8 @@ PROFILES_MAP = "tcp_sm_profiles"
 SOCKMAPS = ("sockmap", "sockhash")
 SK_MSG_VERDICT = 7
 NETNS_FOLDERS = ("/run/netns", "/run/docker/netns")
+# Fields of a profile that hold a reason code.
+REASON_FIELDS = ("veto", "reason")
 ABSENT: dict[str, Any] = {"state": "absent", "programs": [], "maps": [], "links": []}
 
 
@@ -189,8 +191,14 @@ class Status:
             return []
         table = PinnedMap(self.bpf, fd, str(self.folder / "maps" / PROFILES_MAP))
         shown = [table.show(key, value) for key, value in table.read().items()]
-        paths = cgroup_paths(one["key"]["cgroup"] for one in shown)
-        profiles = [_profile(one["key"], one["value"], paths) for one in shown]
+        try:
+            paths = cgroup_paths(one["key"]["cgroup"] for one in shown)
+            profiles = [_profile(one["key"], one["value"], paths) for one in shown]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ForeignError(
+                f"Cannot understand {table.path}: its fields are not those of a profile "
+                f"({error}). Use the version of the collection that loaded the BPF object."
+            ) from error
         return sorted(profiles, key=lambda one: (one["cgroup"], one["port"], one["side"]))
 
 
@@ -203,16 +211,18 @@ def _readable(parse: Any, path: Path) -> Any:
 
 
 def _profile(key: dict[str, Any], value: dict[str, Any], paths: dict[int, str]) -> dict[str, Any]:
+    """One profile; what it holds besides its key is the programs' own, and named by their BTF."""
+    learned = {
+        name: abi.reason_name(content) if name.endswith(REASON_FIELDS) else content
+        for name, content in value.items()
+        if not name.startswith("unused")
+    }
     return {
         "cgroup": key["cgroup"],
         "cgroup_path": paths.get(key["cgroup"]),
         "port": key["port"],
         "side": abi.Side(key["side"]).name.lower(),
-        "known": bool(value["known"]),
-        "veto": abi.reason_name(value["veto"]),
-        "hopeless": value["hopeless"],
-        "hopeless_reason": abi.reason_name(value["hopeless_reason"]),
-        "connections": value["connections"],
+        "learned": learned,
     }
 
 

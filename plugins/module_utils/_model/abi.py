@@ -330,7 +330,7 @@ def _codes(name: str) -> str:
     return "".join(codes)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(name: str) -> struct.Struct:
     return struct.Struct(struct_format(name))
 

@@ -9,6 +9,7 @@ range is held to it, so that nothing later needs to doubt a value.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
@@ -114,6 +115,8 @@ _COPIED = (
 )
 
 
+# Ten thousand connections have few addresses, and each takes as long to format as all the rest.
+@functools.lru_cache(maxsize=4096)
 def address_text(packed: bytes) -> str:
     """16 bytes as text, a v4-mapped address in its IPv4 form."""
     address = ipaddress.IPv6Address(packed)
