@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 TCP, OURS, NAIVE, UNIX = ARMS = ("tcp", "ours", "naive", "unix")
 TOPOLOGIES = ("loopback", "veth")
-# Probability with which the interval should cover the true median; 5 runs give 0.9375.
-COVERAGE = 0.93
+# Probability with which the interval should cover the true median: of 8 values, the second to
+# the seventh do so with 0.930, of 5 the extremes with 0.938.
+COVERAGE = 0.92
 FIRST_PORT = 20000
 
 _SIZES = {
@@ -65,7 +66,7 @@ class Sample:
 
 @dataclass
 class Samples:
-    """Runs of one workload by arm, a failed run being None, and what went wrong."""
+    """Runs of one workload by arm and round, None where there is none, and what went wrong."""
 
     by_arm: dict[str, list[Sample | None]]
     errors: list[str] = field(default_factory=list)
@@ -98,14 +99,10 @@ def all_workloads() -> list[Workload]:
 
 QUICK = (
     "pingpong-64",
-    "pingpong-16k",
-    "stream-up-64",
     "stream-up-64k",
-    "stream-down-64k",
     "connect-request-close-64",
     "redis-get-c50",
     "redis-set-c50-p16",
-    "wrk-1k",
     "wrk-64k",
 )
 
@@ -134,12 +131,14 @@ def port_of(workload: Workload, arm: str) -> int:
 
 def order(arms: Sequence[str], runs: int) -> list[list[str]]:
     """One list of arms per round: rotated and every other one reversed, so that no arm always
-    runs first or always follows the same one."""
+    runs first or always follows the same one. Arms that are there for orientation sit out every
+    other pair of rounds, which leaves time for more rounds of the two that are judged."""
     rounds = []
     for number in range(runs):
         shift = (number // 2) % len(arms)
         turned = [*arms[shift:], *arms[:shift]]
-        rounds.append(turned[::-1] if number % 2 else turned)
+        present = [arm for arm in turned if arm in (TCP, OURS) or number % 4 < 2]
+        rounds.append(present[::-1] if number % 2 else present)
     return rounds
 
 
