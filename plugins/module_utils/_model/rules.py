@@ -129,7 +129,12 @@ def parse_mode(value: Any, name: str) -> int:
         return int(Mode.ON)
     if isinstance(value, str) and value.upper() in Mode.__members__:
         return int(Mode[value.upper()])
-    raise RuleError(name, value, "use 'on' (accelerate) or 'pass' (leave everything on TCP)")
+    raise RuleError(
+        name,
+        value,
+        "use 'on' (accelerate), 'pass' (leave everything on TCP) or 'drain' (as pass, and live "
+        "connections go back to TCP for good)",
+    )
 
 
 def parse_int(value: Any, low: int, high: int, name: str, what: str = "") -> int:

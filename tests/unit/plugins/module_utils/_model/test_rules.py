@@ -37,6 +37,7 @@ def test_no_settings_give_the_defaults() -> None:
     [
         ({"mode": "on"}, "mode", 1),
         ({"mode": "pass"}, "mode", 0),
+        ({"mode": "drain"}, "mode", 2),
         ({"mode": True}, "mode", 1),
         ({"max_unread_bytes": 4096}, "max_unread_bytes", 4096),
         ({"max_unread_bytes": "8192"}, "max_unread_bytes", 8192),
@@ -59,7 +60,7 @@ def test_a_setting_reaches_its_field(settings: Any, field: Any, expected: Any) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "off"}, r"c_mode: 'off' is not valid: use 'on' .* or 'pass'"),
+        ({"mode": "off"}, r"c_mode: 'off' is not valid: use 'on' .*'pass' .* or 'drain'"),
         ({"mode": False}, r"c_mode: False is not valid"),
         ({"max_unread_bytes": 4095}, r"c_max_unread_bytes: 4095 .* from 4096 to 1073741824"),
         ({"max_unread_bytes": 1 << 31}, r"c_max_unread_bytes: 2147483648 is not valid"),
