@@ -81,7 +81,7 @@ def test_random_chunk_sizes(stage: Stage, start: Start, way: str, size: str) -> 
 @pytest.mark.parametrize("way", WAYS)
 def test_dialogues(stage: Stage, start: Start, way: str) -> None:
     """Short connections whose ends take turns, so that most messages are redirected."""
-    wanted = plans(600, 20_000, seed=2)
+    wanted = plans(300, 20_000, seed=2)
     run(stage, start, way, wanted, Setup(Chunks(1, 2000), at_once=50, dialogue=True))
 
 

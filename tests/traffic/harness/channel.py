@@ -175,8 +175,11 @@ class Channel:
     def attach(self) -> None:
         """Attach verdict and receive probe first: a socket is never in the map without them."""
         self.attach_verdict()
-        self._link("tcp_sm_recv", kernel.TRACE_RAW_TP)
+        self.attach_recv()
         self.attach_sockops()
+
+    def attach_recv(self) -> None:
+        self._link("tcp_sm_recv", kernel.TRACE_RAW_TP)
 
     def attach_verdict(self) -> None:
         self._link("tcp_sm_verdict", kernel.SK_MSG_VERDICT, self.map("tcp_sm_sockhash"))

@@ -18,7 +18,7 @@ _NUMBER = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 1, 2, 3, 4
-OBJ_PIN, OBJ_GET, LINK_CREATE = 6, 7, 28
+OBJ_PIN, OBJ_GET, MAP_BY_ID, LINK_CREATE = 6, 7, 14, 28
 
 CGROUP_SOCK_OPS, SK_MSG_VERDICT, TRACE_RAW_TP, TRACE_ITER = 3, 7, 23, 28
 
@@ -121,3 +121,20 @@ def possible_cpus() -> int:
     """Return how many values a per-CPU map element has."""
     text = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(text.split(",")[-1].split("-")[-1]) + 1
+
+
+def map_id(fd: int) -> int:
+    """Return the kernel's id of a map."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("map_id:"):
+            return int(line.split()[1])
+    raise ValueError(f"descriptor {fd} is no map")
+
+
+def map_exists(number: int) -> bool:
+    """True while the kernel has a map of this id."""
+    try:
+        os.close(_bpf(MAP_BY_ID, struct.pack("III", number, 0, 0), f"map id {number}"))
+    except BpfError:
+        return False
+    return True

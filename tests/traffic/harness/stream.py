@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import random
 import select
 import socket
@@ -91,6 +92,8 @@ class End:
         self.tally = Tally()
         self.stopping = False
         self.done = False
+        self.disturb: Callable[[socket.socket, int], None] | None = None
+        self.disturb_at = 0
         self._chunks = chunks
         self._dialogue = dialogue
         self._turn = not dialogue
@@ -123,6 +126,9 @@ class End:
                 self._read()
             if ready & select.EPOLLOUT and not self.done:
                 self._write()
+            if self.disturb and not self.done and self.tally.received > self.disturb_at:
+                self.disturb(self.sock, self.tally.number)
+                self.disturb = None
         except OSError as error:
             self._finish(f"{type(error).__name__} {error.errno}")
 
@@ -293,7 +299,9 @@ class Setup:
     address: the clients connect to it; bind: the server's, the same unless given; port: the
     server's, 0 for any; seen_port: what clients connect to, where it is translated; at_once:
     concurrent connections; seconds: time limit; before: prepares the listener; dialogue: an
-    end writes only after it read something.
+    end writes only after it read something; pinned: the server on the first CPU, the client
+    on the last; disturb: called once by each end with its socket and its stream's number,
+    after a random number of bytes below disturb_below.
     """
 
     chunks: Chunks = field(default_factory=Chunks)
@@ -305,15 +313,34 @@ class Setup:
     seconds: float = 30
     before: Callable[[socket.socket], None] | None = None
     dialogue: bool = False
+    pinned: bool = False
+    disturb: Callable[[socket.socket, int], None] | None = None
+    disturb_below: int = 0
+
+    def pin(self, index: int) -> None:
+        """Keep the calling process on one CPU: 0 for the first, -1 for the last."""
+        if self.pinned:
+            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[index]})
+
+    def end(self, sock: socket.socket, number: int, plan: Plan | None = None) -> End:
+        """Return one end of a connection."""
+        made = End(sock, self.sizes(number), plan, self.dialogue)
+        if self.disturb:
+            made.disturb = self.disturb
+            made.disturb_at = random.Random(f"{self.chunks.seed} {number}").randrange(
+                self.disturb_below
+            )
+        return made
 
     def sizes(self, number: int) -> Chunks:
         """Return the chunk sizes of one end of one connection."""
         chunks = self.chunks
-        return Chunks(chunks.low, chunks.high, chunks.seed and number + 1)
+        return Chunks(chunks.low, chunks.high, chunks.seed and chunks.seed * 1000 + number + 1)
 
 
 def serve(said: process.Said, count: int, setup: Setup) -> list[Tally]:
     """Say the port, serve `count` connections, and return their tallies."""
+    setup.pin(0)
     extra: dict[str, Any] = {"before": setup.before} if setup.before else {}
     door = scene.listener(setup.bind or setup.address, setup.port, backlog=4096, **extra)
     said.say(door.getsockname()[1])
@@ -328,7 +355,7 @@ def serve(said: process.Said, count: int, setup: Setup) -> list[Tally]:
                     sock = door.accept()[0]
                     sock.setblocking(False)
                     accepted += 1
-                    loop.add(End(sock, setup.sizes(accepted), dialogue=setup.dialogue))
+                    loop.add(setup.end(sock, accepted))
     door.close()
     return loop.abandon()
 
@@ -339,6 +366,7 @@ def load(said: process.Said, plans: list[Plan], port: int, setup: Setup) -> list
     Says so when as many as may be at once are connected; anything the parent tells
     afterwards ends the streams of endless plans.
     """
+    setup.pin(-1)
     loop = Loop()
     loop.watch(said.fileno())
     deadline = time.monotonic() + setup.seconds
@@ -348,7 +376,7 @@ def load(said: process.Said, plans: list[Plan], port: int, setup: Setup) -> list
         while waiting and len(loop.ends) < setup.at_once:
             plan = waiting.pop()
             sock = scene.connect(setup.address, port)
-            loop.add(End(sock, setup.sizes(plan.number), plan, setup.dialogue))
+            loop.add(setup.end(sock, plan.number + 1_000_000, plan))
         if not announced:
             announced = True
             said.say("under way")

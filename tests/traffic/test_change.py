@@ -1,0 +1,176 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Can the channel be switched, detached, reattached and removed under load, losing nothing?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import kernel, stream
+from harness.channel import PASS, Channel, Config, wait_for
+from harness.process import Place
+from harness.scene import Scene, Stage, receive, same_notes, send
+from harness.stream import Chunks, Load, Plan, Setup
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def own(bpffs: Path, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
+    """A channel that the test may take apart, on a cgroup of its own."""
+    top = cgroups[0].parent / "own"
+    top.mkdir()
+    channel = Channel(bpffs / "own", top)
+    channel.load()
+    channel.configure(Config())
+    channel.attach()
+    yield Stage(channel, top, cgroups[1])
+    channel.remove()
+    channel.pins.rmdir()
+    top.rmdir()
+
+
+def loads(start: Start, place: Place) -> list[Load]:
+    """Endless dialogues, most of whose messages are redirected, beside endless streams."""
+    dialogues = [Plan(number, -1, -1) for number in range(12)]
+    streams = [Plan(number, -1, -1) for number in range(100, 102)]
+    return [
+        stream.begin(start, dialogues, place, Setup(Chunks(4, 4000), dialogue=True, seconds=45)),
+        stream.begin(start, streams, place, Setup(Chunks(4, 30_000, seed=9), seconds=45)),
+    ]
+
+
+def fresh(start: Start, place: Place) -> None:
+    """Make some new connections, use them and verify their bytes."""
+    plans = [Plan(number, 10_000, 10_000) for number in range(200, 210)]
+    stream.begin(start, plans, place, Setup(Chunks(4, 3000), dialogue=True)).finish()
+
+
+def more(channel: Channel, what: str, count: int) -> None:
+    """Wait until a counter grew: the load really ran through the present state."""
+    before = channel.stats()[what]
+    wait_for(f"{count} more {what}", lambda: channel.stats()[what] > before + count)
+
+
+def finish(running: list[Load]) -> None:
+    """Every connection is alive and every byte right, and there were many."""
+    for load in running:
+        load.client.tell("stop")
+    assert min(load.finish() for load in running) > 20_000
+
+
+def test_mode_switches(own: Stage, start: Start) -> None:
+    with own.place() as place:
+        running = loads(start, place)
+        for _ in range(10):
+            more(own.channel, "msgs", 300)
+            own.channel.configure(Config(mode=PASS))
+            more(own.channel, "passed", 300)
+            own.channel.configure(Config())
+        more(own.channel, "msgs", 300)
+        finish(running)
+
+
+def test_changing_limits(own: Stage, start: Start) -> None:
+    with own.place() as place:
+        running = loads(start, place)
+        for size in (100, 10_000, 1_000_000) * 3:
+            own.channel.configure(Config(max_unread_bytes=size, max_unread_msgs=size // 50))
+            more(own.channel, "msgs", 200)
+        finish(running)
+
+
+@pytest.mark.parametrize("link", ["tcp_sm_sockops", "tcp_sm_verdict", "tcp_sm_recv"])
+def test_one_program_is_detached_and_attached_again(own: Stage, start: Start, link: str) -> None:
+    again = {
+        "tcp_sm_sockops": own.channel.attach_sockops,
+        "tcp_sm_verdict": own.channel.attach_verdict,
+        "tcp_sm_recv": own.channel.attach_recv,
+    }[link]
+    with own.place() as place:
+        running = []
+        for _ in range(3):
+            running += loads(start, place)
+            more(own.channel, "msgs", 300)
+            own.channel.detach(link)
+            fresh(start, place)
+            again()
+        finish(running)
+
+
+def test_everything_is_detached_and_attached_again(own: Stage, start: Start) -> None:
+    with own.place() as place:
+        running = []
+        for _ in range(3):
+            running += loads(start, place)
+            more(own.channel, "msgs", 300)
+            own.channel.detach()
+            fresh(start, place)
+            own.channel.attach()
+        finish(running)
+
+
+def test_removal(own: Stage, start: Start) -> None:
+    """Every pin and link goes; live connections end well; then nothing is left in the kernel."""
+    names = ("tcp_sm_sockhash", "tcp_sm_conns", "tcp_sm_socks", "tcp_sm_config")
+    with own.place() as place:
+        running = loads(start, place)
+        more(own.channel, "msgs", 500)
+        ids = {name: kernel.map_id(own.channel.map(name)) for name in names}
+        own.channel.remove()
+        fresh(start, place)
+        finish(running)
+    for name, number in ids.items():
+        wait_for(f"map {name} is freed", lambda n=number: not kernel.map_exists(n))
+
+
+def test_removal_after_the_mode_pass(own: Stage, start: Start) -> None:
+    """The operator's order: pass, detach, remove."""
+    with own.place() as place:
+        running = loads(start, place)
+        more(own.channel, "msgs", 500)
+        own.channel.configure(Config(mode=PASS))
+        more(own.channel, "passed", 300)
+        number = kernel.map_id(own.channel.map("tcp_sm_sockhash"))
+        own.channel.remove()
+        finish(running)
+    wait_for("the sockhash is freed", lambda: not kernel.map_exists(number))
+
+
+def test_removal_and_a_new_load(own: Stage, start: Start) -> None:
+    """A second instance takes over while connections of the first live on."""
+    with own.place() as place:
+        running = loads(start, place)
+        more(own.channel, "msgs", 500)
+        own.channel.remove()
+        own.channel.load()
+        own.channel.configure(Config())
+        own.channel.attach()
+        later = loads(start, place)
+        more(own.channel, "msgs", 500)
+        finish(running + later)
+
+
+def test_unread_bytes_survive_removal(own: Stage) -> None:
+    """Redirected bytes wait unread while everything is removed; then they are read."""
+
+    def scenario(scene: Scene) -> None:
+        pairs = [scene.pair() for _ in range(20)]
+        for number, (client, _) in enumerate(pairs):
+            client.send(b"%08d" % number * 1000)
+        if scene.channel:
+            scene.channel.remove()
+            scene.channel = None
+        for number, (client, server) in enumerate(pairs):
+            client.send(b"after it")
+            scene.note("right", receive(server, 8008) == b"%08d" % number * 1000 + b"after it")
+            send(server, b"answer")
+            scene.note("back", receive(client, 6))
+            client.close()
+            scene.note("EOF", receive(server, 1))
+
+    plain, ours = own.play(scenario, "off"), own.play(scenario, "on")
+    same_notes(plain, ours)
