@@ -78,7 +78,7 @@ struct flow_state {
 	__u32 burst_msgs;	/* sent since the other end last sent, or after a pause */
 	__u32 burst_bytes;
 	__u32 answers;		/* messages of the other end, when the burst began */
-	__u32 streaming;	/* leaky count of messages beyond the burst */
+	__u32 passing;		/* leaky count of passed messages */
 	__u32 unexplained;	/* times in a row that bytes were read past recv */
 };
 

@@ -223,10 +223,8 @@ static __always_inline __u8 join_server(struct bpf_sock_ops *skops, struct socke
 					const struct tcp_sock *tp, struct conn *conn)
 {
 	struct tcp_sm_end end = {.pair = state->pair};
-	__u8 reason = refuse_by_birth(tp);
+	__u8 reason = refuse_by_options(tp);
 
-	if (!reason)
-		reason = refuse_by_options(tp);
 	if (!reason)
 		reason = enter(skops, state);
 	if (reason) {
@@ -251,9 +249,13 @@ static __always_inline struct socket_state *server_established(struct bpf_sock_o
 	struct tcp_sm_pair pair = {.client_isn = tp->rcv_nxt - 1,
 				   .server_isn = tp->snd_nxt - 1};
 	struct conn *conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
-	__u8 answer = conn ? TCP_SM_R_NONE : get_offer(pair);
+	__u8 answer = refuse_by_birth(tp);
 	struct socket_state *state;
 
+	if (!answer && !conn)
+		answer = get_offer(pair);
+	else if (answer)
+		answer |= ANSWERED;
 	if (answer == (TCP_SM_R_SHORT | ANSWERED))
 		return NULL;
 	state = track(skops, tp, pair, TCP_SM_SERVER);

@@ -56,8 +56,8 @@
 #define UNEXPLAINED_LIMIT 32
 #define BURST_MSGS 16
 #define PAUSE_NS (8 * 1000 * 1000ULL)	/* two ticks of the coarse clock at 250 Hz */
-#define STREAM_LIMIT 512
-#define STREAM_COST 4		/* of a message beyond a burst; others pay back one */
+#define PASS_LIMIT 512
+#define PASS_COST 4		/* of a passed message; a redirected one pays back one */
 
 static __always_inline __u32 first_seq(const struct tcp_sm_pair *pair, __u8 receiver)
 {
@@ -135,8 +135,7 @@ static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_
  * one-way stream TCP coalesces small writes, overlaps the copies of large ones
  * on two CPUs and pushes back, while a redirect waits for the reader's socket
  * lock. So an end may redirect a burst until the other end sends something or
- * a pause ends it; what is beyond goes by TCP, and a connection that does
- * little else leaves the sockhash.
+ * a pause ends it; what is beyond goes by TCP.
  */
 static __always_inline bool is_stream(struct conn *conn, __u8 from, __u32 size, __u32 limit)
 {
@@ -152,14 +151,17 @@ static __always_inline bool is_stream(struct conn *conn, __u8 from, __u32 size, 
 	flow->latest_ns = now;
 	flow->burst_msgs++;
 	flow->burst_bytes += size;
-	if (flow->burst_msgs <= BURST_MSGS && flow->burst_bytes <= limit) {
-		flow->streaming -= flow->streaming ? 1 : 0;
-		return false;
-	}
-	flow->streaming += STREAM_COST;
-	if (flow->streaming > STREAM_LIMIT)
+	return flow->burst_msgs > BURST_MSGS || flow->burst_bytes > limit;
+}
+
+/* Passing through a sockhash is dearer than plain TCP: who mostly does, leaves. */
+static __always_inline bool weigh(struct conn *conn, struct flow_state *flow, bool redirect)
+{
+	if (redirect)
+		flow->passing -= flow->passing ? 1 : 0;
+	else if ((flow->passing += PASS_COST) > PASS_LIMIT)
 		ask_to_leave(conn, TCP_SM_R_STREAM);
-	return true;
+	return redirect;
 }
 
 static __always_inline bool is_open(const struct sock *sk)
@@ -198,7 +200,7 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	struct flow_state *flow = &conn->flow[from];
 	const struct tcp_sock *peer = tcp_at(conn->sk[to]);
 	struct reader_state reader;
-	bool tcp_drained;
+	bool tcp_drained, stream;
 	__u32 unread;
 	__u8 reason;
 
@@ -230,11 +232,10 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	flow->unexplained = 0;
 	if (!unread)
 		flow->unread_msgs = 0;
-	if (is_stream(conn, from, size, cfg->max_burst))
-		return false;
-	return tcp_drained && size > URGENT_SIZE &&
-	       unread + size <= cfg->max_unread_bytes &&
-	       flow->unread_msgs < cfg->max_unread_msgs && is_open(sk);
+	stream = is_stream(conn, from, size, cfg->max_burst);
+	return weigh(conn, flow, !stream && tcp_drained && size > URGENT_SIZE &&
+				 unread + size <= cfg->max_unread_bytes &&
+				 flow->unread_msgs < cfg->max_unread_msgs && is_open(sk));
 }
 
 #endif
