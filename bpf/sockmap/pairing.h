@@ -261,8 +261,11 @@ static __always_inline struct socket_state *server_established(struct bpf_sock_o
 	state = track(skops, tp, pair, TCP_SM_SERVER);
 	if (!state)
 		return NULL;
-	if (conn) {
+	if (conn)
 		state->peer_cookie = conn->cookie[TCP_SM_CLIENT];
+	if (conn && answer)
+		ask_to_leave(conn, TCP_SM_R_PEER_LEFT);
+	if (conn && !answer) {
 		state->reason = join_server(skops, state, tp, conn);
 	} else if (answer & ANSWERED) {
 		state->reason = answer & ~ANSWERED ?: TCP_SM_R_PEER_LEFT;
