@@ -152,7 +152,12 @@ class Engine:
                 self.folder.clean_waste()
                 if steps.changed:
                     self._change(steps, live, pinned, wanted)
-            return self._result(live, wanted, steps, check)
+            result = self._result(live, wanted, steps)
+        if not check:
+            # Only now, as the descriptors above kept dropped links attached.
+            with self.folder.open() as pinned:
+                result.object = self._view(self._live_state(pinned), self.spec.state)
+        return result
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -606,7 +611,7 @@ class Engine:
 
     # -- reporting ---------------------------------------------------------------------------
 
-    def _result(self, live: ObjectState, wanted: Wanted, steps: Plan, check: bool) -> Result:
+    def _result(self, live: ObjectState, wanted: Wanted, steps: Plan) -> Result:
         word = self.spec.state
         target = wanted.state if steps.reload else replace(wanted.state, programs=live.programs)
         before = planning.describe(live, planning.state_word(live))
@@ -619,9 +624,6 @@ class Engine:
         if not steps.changed:
             # `attached` without an attach list is `loaded` in fact; that is no difference.
             before["state"] = word
-        if not check:
-            with self.folder.open() as pinned:
-                target = self._live_state(pinned)
         return Result(
             steps.changed or self.waste, self._view(target, word), before, after, self.warnings
         )

@@ -58,10 +58,23 @@ def _try_lock(path: str) -> int | None:
 def _holder(path: str) -> str:
     """Who holds it, for people."""
     try:
-        with open(path, encoding="ascii") as file:
-            pid = int(file.read())
+        pid = _holder_pid(path)
         with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
             command = " ".join(file.read().split("\0")).strip()
     except (OSError, ValueError):
         return "holder unknown"
     return f"pid {pid}: {command[:120]}"
+
+
+def _holder_pid(path: str) -> int:
+    """From the kernel's list, which leaves out processes of other pid namespaces; those wrote
+    their number into the file."""
+    inode = os.stat(path).st_ino
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            fields = line.split()
+            # 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF; "->" marks waiters.
+            if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}") and int(fields[4]) > 0:
+                return int(fields[4])
+    with open(path, encoding="ascii") as file:
+        return int(file.read())

@@ -176,6 +176,16 @@ def test_do_only_the_named_links_change(spec: ObjectSpec, apply: Apply, cgroup: 
     )
 
 
+def test_does_loaded_detach_everything_and_keep_the_programs(
+    spec: ObjectSpec, apply: Apply
+) -> None:
+    first = apply(spec)
+    second = apply(replace(spec, state="loaded"))
+    assert second.object["links"] == []
+    assert second.object["programs"] == first.object["programs"]
+    assert not apply(replace(spec, state="loaded")).changed
+
+
 def test_is_a_cgroup_that_was_made_anew_attached_again(
     spec: ObjectSpec, apply: Apply, cgroup: str
 ) -> None:

@@ -105,7 +105,22 @@ def test_is_a_lock_on_a_removed_file_no_lock(path: str, holder: subprocess.Popen
         assert Path(path).read_text() == f"{os.getpid()}\n"
 
 
-def test_is_an_unknown_holder_no_second_error(path: str, holder: subprocess.Popen[str]) -> None:
-    Path(path).write_text("not a number")
-    with pytest.raises(TcpSmError, match="holder unknown"), lock.locked(0, path):
+def test_is_a_holder_named_that_wrote_nothing(path: str, holder: subprocess.Popen[str]) -> None:
+    Path(path).write_text("")
+    with pytest.raises(TcpSmError, match=f"pid {holder.pid}:"), lock.locked(0, path):
         pass
+
+
+def test_is_an_unknown_holder_no_second_error(path: str, holder: subprocess.Popen[str]) -> None:
+    assert holder.poll() is None
+    real_open = open
+
+    def unreadable(name: str, **options: str) -> object:
+        if name.startswith("/proc/"):
+            raise PermissionError(name)
+        return real_open(name, **options)  # type: ignore[call-overload]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.open", unreadable)
+        with pytest.raises(TcpSmError, match="holder unknown"), lock.locked(0, path):
+            pass
