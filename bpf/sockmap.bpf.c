@@ -19,6 +19,32 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
+/* Names this loaded instance; made at first use. */
+static __u64 instance;
+
+static __always_inline __u64 this_instance(void)
+{
+	if (!READ_ONCE(instance))
+		__sync_val_compare_and_swap(&instance, 0, bpf_ktime_get_ns());
+	return READ_ONCE(instance);
+}
+
+/*
+ * While an upgrade attaches the new tracepoint program before the old one
+ * goes, both see each recv. Counted twice, unread bytes would look read, and
+ * leaving would lose them. So a socket's recv calls are counted by one
+ * instance for good. Once that is gone the count stays behind: then nothing
+ * is redirected to the socket any more, and it never leaves, which is safe.
+ */
+static __always_inline bool counts_for(struct socket_state *state)
+{
+	__u64 me = this_instance();
+
+	if (!READ_ONCE(state->counter))
+		__sync_val_compare_and_swap(&state->counter, 0, me);
+	return READ_ONCE(state->counter) == me;
+}
+
 static __always_inline void count_open(__u8 reason)
 {
 	struct tcp_sm_stats *count = stats();
@@ -103,7 +129,7 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
 	if (!state)
 		return;
-	if (state->reason && was_spliced(state, tp))
+	if (state->reason && counts_for(state) && was_spliced(state, tp))
 		teach(state, TCP_SM_R_SPLICE);
 	tell(TCP_SM_EV_CLOSE, tp, state);
 	close_end(state);
@@ -220,7 +246,7 @@ int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
 		return 0;
 	}
 	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
-	if (!state || !state->watched)
+	if (!state || !state->watched || !counts_for(state))
 		return 0;
 	state->reader.mode = is_nonblocking(sk) ? READER_NONBLOCKING : READER_BLOCKING;
 	if (ret > 0 && !(flags & (MSG_OOB | MSG_PEEK)))

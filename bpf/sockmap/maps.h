@@ -49,6 +49,7 @@ struct reader_state {
 /* One per tracked socket, in its socket-local storage. */
 struct socket_state {
 	struct reader_state reader;
+	__u64 counter;		/* the loaded instance that counts its recv calls */
 	struct tcp_sm_pair pair;
 	__u64 cookie;
 	__u64 peer_cookie;
