@@ -192,8 +192,8 @@ EXPLANATIONS: dict[Reason, str] = {
         "The other end had to stay on TCP or went back to it; look at that end's own reason."
     ),
     Reason.NO_MEMORY: (
-        "A map of the BPF object is full; load it with larger max_entries, or narrow "
-        "container_cgroups and the port rules."
+        "A map of the BPF object is full; narrow container_cgroups or the port rules, or load "
+        "it with larger max_entries (module bpf_object)."
     ),
     Reason.BUSY: (
         "Another sockmap user, such as a service mesh or a security agent, owns the socket; "

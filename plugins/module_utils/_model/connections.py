@@ -41,7 +41,9 @@ def join(records: Iterable[Record], names: Names | None = None) -> list[dict[str
     Listening sockets are left out.
     """
     names = names or Names()
-    ends = [record for record in records if record.tcp_state != abi.TcpState.LISTEN]
+    # A walk over sockets that come and go may meet one twice; the later reading counts.
+    latest = {record.cookie: record for record in records}
+    ends = [record for record in latest.values() if record.tcp_state != abi.TcpState.LISTEN]
     ends.sort(key=lambda record: (record.opened_ns, record.cookie))
     partners = _pair_up(ends)
     result = []

@@ -126,11 +126,12 @@ class KnownBug:
 
 
 # What can hit kernels from 6.6 on with what these programs do: sk_msg redirect to ingress
-# through a sockhash, deletion while a socket may be closing, attachment by link. Titles and
-# versions are those of the stable changelogs, which Debian repeats in those of its packages
-# linux 6.1.98-1 (6.1.95), 6.11.6-1 and linux 6.12. The many other fixes there concern stream
-# parsers, skb verdicts, AF_UNIX, corking, apply_bytes, push and pop, kTLS or replaced
-# elements, none of which these programs use.
+# through a sockhash, deletion while a socket may be closing, attachment by link. Source of
+# titles and versions: the stable changelogs as Debian's packages repeat them (linux 6.1.98-1
+# has the first as of 6.1.95, linux 6.11.6-1 the second as of 6.11.6); 6.6.35 and 6.9.6 are
+# from the CVE's record. The many other sockmap fixes there concern stream parsers, skb
+# verdicts, AF_UNIX, corking, apply_bytes, push and pop, kTLS or replaced elements, none of
+# which these programs use.
 KNOWN_BUGS = (
     KnownBug(
         # CVE-2024-39500. sock_map_close finds itself as the saved close, warns and returns:

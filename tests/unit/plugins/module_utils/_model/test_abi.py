@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -158,6 +159,13 @@ def test_a_reason_has_one_readable_sentence_of_its_own(reason: Any) -> None:
     assert 40 <= len(text) <= 200
     assert list(abi.EXPLANATIONS.values()).count(text) == 1
     assert abi.explain(abi.reason_name(reason)) == text
+
+
+def test_the_variables_that_explanations_name_exist() -> None:
+    defaults = yaml.safe_load((ROOT / "roles" / "container" / "defaults" / "main.yml").read_text())
+    named = re.findall(r"container_\w+", " ".join(abi.EXPLANATIONS.values()))
+    assert named
+    assert set(named) <= set(defaults)
 
 
 def test_names_are_lower_case_and_unknown_codes_stay_visible() -> None:

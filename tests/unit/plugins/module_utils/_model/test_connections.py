@@ -231,6 +231,12 @@ def test_connections_come_in_the_order_of_opening_without_listeners() -> None:
     assert [one["client"]["cookie"] for one in joined] == [1, 9]
 
 
+def test_a_socket_that_was_met_twice_counts_once() -> None:
+    later = changed(CLIENT, tx=Flow(501, 6, 501, 1))
+    (one,) = connections.join([CLIENT, SERVER, later, SERVER])
+    assert one["bytes"] == 7501
+
+
 def test_ten_thousand_connections_are_joined_by_their_pair() -> None:
     ends = []
     for index in range(10_000):
