@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -315,6 +315,13 @@ CLIENTS = {"load": _load_client, "redis": _redis_client, "wrk": _wrk_client}
 
 
 def _measure(arm: Arm, seconds: float) -> Sample:
+    """One run with a new server: where a process lies in memory and on the CPUs shifts its speed
+    for as long as it lives, which would look like a difference between arms."""
+    with Server(arm):
+        return _measure_client(arm, seconds)
+
+
+def _measure_client(arm: Arm, seconds: float) -> Sample:
     before = arm.stage.cpu_seconds(arm.name) + _ksoftirqd_seconds()
     count = CLIENTS[arm.workload.tool](arm, seconds)
     used = arm.stage.cpu_seconds(arm.name) + _ksoftirqd_seconds() - before
@@ -340,9 +347,10 @@ def _ksoftirqd_seconds() -> float:
 def _warm_up(arm: Arm) -> None:
     """The first connection of a server port is only watched; all arms get the same start."""
     # wrk opens all of its connections at once and knows whole seconds only: one has to do.
-    for _ in range(1 if arm.workload.tool == "wrk" else 2):
-        count = CLIENTS[arm.workload.tool](arm, WARM_UP_SECONDS)
-        arm.pace.rate = arm.pace.rate or count.value
+    with Server(arm):
+        for _ in range(1 if arm.workload.tool == "wrk" else 2):
+            count = CLIENTS[arm.workload.tool](arm, WARM_UP_SECONDS)
+            arm.pace.rate = arm.pace.rate or count.value
 
 
 def run_workload(
@@ -360,18 +368,16 @@ def run_workload(
     }
     rounds = min(settings.runs, WRK_RUNS) if workload.tool == "wrk" else settings.runs
     samples = Samples({name: [] for name in wanted})
-    with ExitStack() as stack:
-        for name, arm in wanted.items():
-            stack.enter_context(Server(arm))
+    for name, arm in wanted.items():
+        with _noting(samples, name):
+            _warm_up(arm)
+    for turn in order(list(wanted), rounds):
+        taken: dict[str, Sample] = {}
+        for name in turn:
             with _noting(samples, name):
-                _warm_up(arm)
-        for turn in order(list(wanted), rounds):
-            taken: dict[str, Sample] = {}
-            for name in turn:
-                with _noting(samples, name):
-                    taken[name] = _measure(wanted[name], settings.seconds)
-            for name, row in samples.by_arm.items():
-                row.append(taken.get(name))
+                taken[name] = _measure(wanted[name], settings.seconds)
+        for name, row in samples.by_arm.items():
+            row.append(taken.get(name))
     return summarise(topology, workload, samples)
 
 
