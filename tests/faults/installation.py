@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAYBOOK_SECONDS = 90
+PLAYBOOK_SECONDS = 240
 Result = subprocess.CompletedProcess[str]
 
 
@@ -35,7 +35,9 @@ def bpftool(*words: str) -> Any:
     return json.loads(done.stdout or "null")
 
 
-def ansible(command: list[str], prefix: list[str] | None = None) -> subprocess.Popen[str]:
+def ansible(
+    command: list[str], prefix: list[str] | None = None, inventory: str = "inventories/local.yml"
+) -> subprocess.Popen[str]:
     """Start a program of the virtual environment in the source tree; output is merged."""
     env = os.environ | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -46,7 +48,7 @@ def ansible(command: list[str], prefix: list[str] | None = None) -> subprocess.P
     }
     program = str(Path(sys.executable).parent / command[0])
     return subprocess.Popen(
-        [*(prefix or []), program, "-i", "inventories/local.yml", *command[1:]],
+        [*(prefix or []), program, "-i", inventory, *command[1:]],
         cwd=ROOT,
         env=env,
         text=True,
@@ -113,13 +115,13 @@ class Installation:
         return wait(self.start(playbook, *words, **changed))
 
     def pinned(self) -> dict[str, Any]:
-        """Path below the pin directory -> id (or map's content, where it is configuration)."""
+        """Path below the BPF file system -> id; and the content of the maps that configure."""
         found: dict[str, Any] = {}
-        for path in sorted(p for p in self.pins.rglob("*") if not p.is_dir()):
+        # Every bpffs has the kernel's own maps.debug and progs.debug at its top.
+        for path in sorted(p for p in self.bpffs.glob("*/**/*") if not p.is_dir()):
             kind = path.parent.name.rstrip("s")
-            found[str(path.relative_to(self.pins))] = bpftool(kind, "show", "pinned", str(path))[
-                "id"
-            ]
+            shown = bpftool(kind, "show", "pinned", str(path))
+            found[str(path.relative_to(self.bpffs))] = shown["id"]
         for name in ("tcp_sm_config", "tcp_sm_ports", "tcp_sm_cidrs"):
             path = self.pins / "maps" / name
             if path.exists():

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from installation import ROOT, Installation
+from installation import ROOT, Installation, ansible, bpftool, wait
 
 OBJECT = ROOT / "roles" / "host" / "files" / "bpf" / "sockmap.bpf.o"
 
@@ -56,7 +60,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown mode": (
         {"container_mode": "off"},
-        r"container_mode: 'off' is not valid: use 'on' .* or 'pass'",
+        r"container_mode: 'off' is not valid: use 'on' .*'pass'",
     ),
     "no cgroup": ({"container_cgroups": []}, r"container_cgroups is empty.*Name at least one"),
     "missing cgroup": (
@@ -69,7 +73,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nested cgroups": (
         {"container_cgroups": ["/", "/somewhere"]},
-        r"names / and, below it, /somewhere.*name either",
+        r"names /somewhere and also what lies above.*name either",
     ),
     "malformed checksum": (
         {"host_object_sha256": "abc"},
@@ -87,34 +91,96 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_is_bad_input_refused(applied: Installation, case: str) -> None:
-    variables, message = BAD[case]
+BROKEN: dict[str, bytes] = {
+    "truncated object": OBJECT.read_bytes()[: OBJECT.stat().st_size // 2],
+    "object of another machine": Path("/bin/true").read_bytes(),
+    "no object at all": b"no object at all\n",
+}
+
+STRANGE_PINS: dict[str, str] = {
+    "pins of another version": r"tcp_sm_config: its value size is 16, the object needs 40.*"
+    r"Nothing was changed.*replace_maps",
+    "pins of somebody else": r"theirs was not pinned by this collection.*Choose another name",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One run of site.yml with a host for each case, all of them this machine."""
+
+    output: dict[str, str]
+    recap: dict[str, str]
+    before: Any
+    after: Any
+
+
+@pytest.fixture(scope="module")
+def batch(applied: Installation, tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    """Every case is tried on the same installation; none may change it."""
+    folder = tmp_path_factory.mktemp("batch")
+    cases = {name: variables for name, (variables, _) in BAD.items()}
+    for name, content in BROKEN.items():
+        path = folder / f"{alias(name)}.bpf.o"
+        path.write_bytes(content)
+        cases[name] = {"host_object_src": str(path)}
+    cases["file in place of bpffs"] = {"host_bpffs": str(folder / "hosts.json")}
+    for name in STRANGE_PINS:
+        cases[name] = {"host_name": alias(name)}
+        make_strange_pins(applied.bpffs / alias(name), name)
+    inventory = folder / "hosts.json"
+    inventory.write_text(json.dumps(inventory_of(applied, cases)), encoding="utf-8")
     before = applied.snapshot()
-    done = applied.play("site", **variables)
-    assert done.returncode != 0, done.stdout
-    assert re.search(message, done.stdout), done.stdout
-    assert applied.snapshot() == before
+    command = ["ansible-playbook", "colocated.tcp_sm.site", "--forks=2"]
+    done = wait(ansible(command, inventory=str(inventory)))
+    output = dict.fromkeys(map(alias, cases), "")
+    recap: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        if found := re.match(r"(?:fatal|failed): \[([a-z_]+)", line):
+            output[found[1]] += line
+        elif found := re.match(r"([a-z_]+) +: (ok=.*)", line):
+            recap[found[1]] = found[2]
+    after = applied.snapshot()
+    for name in STRANGE_PINS:
+        shutil.rmtree(applied.bpffs / alias(name))
+    return Batch(output, recap, before, after)
 
 
-def truncated(path: Path) -> None:
-    path.write_bytes(OBJECT.read_bytes()[: OBJECT.stat().st_size // 2])
+def make_strange_pins(folder: Path, kind: str) -> None:
+    """What somebody else, or an older version, may have left below the name of an object."""
+    folder.mkdir()
+    pin = folder / "theirs"
+    if kind == "pins of another version":
+        (folder / "maps").mkdir()
+        pin = folder / "maps" / "tcp_sm_config"
+    bpftool(*f"map create {pin} type array key 4 value 16 entries 1 name {pin.name}".split())
 
 
-def foreign(path: Path) -> None:
-    path.write_bytes(Path("/bin/true").read_bytes())
+def alias(case: str) -> str:
+    """A case's name as a host name."""
+    return case.replace(" ", "_")
 
 
-def text(path: Path) -> None:
-    path.write_text("no object at all\n", encoding="ascii")
+def inventory_of(installation: Installation, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An inventory whose hosts are all this machine, with one bad variable each."""
+    local = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        **installation.variables(),
+    }
+    return {"all": {"vars": local, "hosts": {alias(name): cases[name] for name in cases}}}
 
 
-@pytest.mark.parametrize("spoil", [truncated, foreign, text])
-def test_is_a_broken_object_refused(applied: Installation, tmp_path: Path, spoil: Any) -> None:
-    path = tmp_path / "sockmap.bpf.o"
-    spoil(path)
-    before = applied.snapshot()
-    done = applied.play("site", host_object_src=str(path))
-    assert done.returncode != 0, done.stdout
-    assert re.search(r"sockmap\.bpf\.o.*(ELF|BPF|object)", done.stdout), done.stdout
-    assert applied.snapshot() == before
+MESSAGES: dict[str, str] = {
+    **{name: message for name, (_, message) in BAD.items()},
+    **{name: rf"{alias(name)}\.bpf\.o.*(ELF|truncated|BPF object)" for name in BROKEN},
+    **STRANGE_PINS,
+    "file in place of bpffs": r"hosts\.json.*(not a folder|not a directory)",
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_is_bad_input_refused(batch: Batch, case: str) -> None:
+    shown = batch.output[alias(case)]
+    assert re.search(MESSAGES[case], shown), shown
+    assert "failed=1 " in batch.recap[alias(case)]
+    assert batch.after == batch.before

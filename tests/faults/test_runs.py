@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (c) 2026, the colocated.tcp_sm authors
-"""What happens to runs: checked first, repeated, at once, killed, on top of another version?"""
+"""What happens to runs: checked first, repeated, removed, at once, killed?"""
 
 from __future__ import annotations
 
@@ -8,69 +8,55 @@ import fcntl
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-from installation import Installation, ansible, bpftool, recap, wait
+from installation import ROOT, Installation, ansible, bpftool, cgroup2, recap, wait
 
 LOCK = Path("/run/lock/colocated.tcp_sm.lock")
-RESTORE_SECONDS = 30
+RESTORE_SECONDS = 60
 
 
-def test_does_check_mode_agree_with_what_then_happens(fresh: Installation) -> None:
-    before = fresh.snapshot()
-    checked = fresh.play("site", "--check", "--diff")
-    assert checked.returncode == 0, checked.stdout
-    assert recap(checked)["changed"] > 0
-    assert fresh.snapshot() == before
+def changes(installation: Installation, playbook: str, *words: str, **changed: object) -> int:
+    """Run a playbook that must succeed; the number of its changed tasks."""
+    done = installation.play(playbook, *words, **changed)
+    assert done.returncode == 0, done.stdout
+    return recap(done)["changed"]
+
+
+def test_does_every_run_change_what_it_says_and_no_more(fresh: Installation) -> None:
+    """From nothing, through a first and a second run and a live change, to nothing."""
+    nothing = fresh.snapshot()
+    assert changes(fresh, "remove") == 0
+    assert changes(fresh, "site", "--check", "--diff") > 0
+    assert fresh.snapshot() == nothing
     assert not os.path.ismount(fresh.bpffs)
 
-    first = fresh.play("site")
-    assert first.returncode == 0, first.stdout
-    assert recap(first)["changed"] > 0
+    assert changes(fresh, "site") > 0
     applied = fresh.snapshot()
     assert applied[2], "nothing is attached to the cgroup"
-
-    for words in (["--check"], []):
-        again = fresh.play("site", *words)
-        assert again.returncode == 0, again.stdout
-        assert recap(again)["changed"] == 0, again.stdout
+    assert changes(fresh, "site") == 0
     assert fresh.snapshot() == applied
 
-    narrowed = fresh.play("site", "--check", "--diff", container_mode="pass")
-    assert re.search(r'"?mode"?: 1', narrowed.stdout), narrowed.stdout
-    assert recap(narrowed)["changed"] > 0
+    checked = fresh.play("site", "--check", "--diff", container_mode="pass")
+    assert re.search(r"^-.*mode.*\n\+.*mode", checked.stdout, re.MULTILINE), checked.stdout
     assert fresh.snapshot() == applied
 
-
-def test_does_removal_without_an_installation_change_nothing(fresh: Installation) -> None:
-    done = fresh.play("remove")
-    assert done.returncode == 0, done.stdout
-    assert recap(done)["changed"] == 0, done.stdout
-
-
-def test_does_removal_leave_nothing(fresh: Installation) -> None:
-    assert fresh.play("site").returncode == 0
-    programs = {number for path, number in fresh.pinned().items() if path.startswith("progs/")}
-    checked = fresh.play("remove", "--check")
-    assert checked.returncode == 0, checked.stdout
-    assert recap(checked)["changed"] > 0
-    done = fresh.play("remove")
-    assert done.returncode == 0, done.stdout
-    assert not fresh.files()
-    assert not fresh.pins.exists()
+    assert changes(fresh, "remove", "--check") == changes(fresh, "remove")
+    assert fresh.snapshot() == nothing
     assert not os.path.ismount(fresh.bpffs)
+    programs = {number for path, number in applied[0].items() if "/progs/" in path}
     deadline = time.monotonic() + 10  # the kernel frees programs in the background
     while programs & {entry["id"] for entry in bpftool("prog", "show")}:
         assert time.monotonic() < deadline, "programs are still loaded"
         time.sleep(0.1)
-    again = fresh.play("remove")
-    assert again.returncode == 0, again.stdout
-    assert recap(again)["changed"] == 0, again.stdout
 
 
-def test_does_a_second_run_wait_and_name_the_holder(applied: Installation) -> None:
+def test_does_a_run_that_waits_in_vain_name_the_holder(applied: Installation) -> None:
     before = applied.snapshot()
     with LOCK.open("w+", encoding="ascii") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -85,22 +71,17 @@ def test_does_a_second_run_wait_and_name_the_holder(applied: Installation) -> No
     assert applied.snapshot() == before
 
 
-def test_do_two_runs_at_once_both_succeed(fresh: Installation) -> None:
-    runs = [fresh.start("site", container_ports_exclude=[22]) for _ in range(2)]
+def test_do_two_runs_at_once_both_succeed(applied: Installation) -> None:
+    before = applied.snapshot()
+    runs = [applied.start("site", container_ports_exclude=[22, 23]) for _ in range(2)]
     for done in [wait(run) for run in runs]:
         assert done.returncode == 0, done.stdout
-    again = fresh.play("site", container_ports_exclude=[22])
-    assert recap(again)["changed"] == 0, again.stdout
-
-
-def test_is_bpffs_mounted_where_there_is_none(fresh: Installation) -> None:
-    """In a mount namespace without any bpffs: mounted for the run, and again by hand."""
-    script = "umount -a -t bpf; exec " + '"$@"'
-    private = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
-    done = wait(fresh.start("site", prefix=private))
-    assert done.returncode == 0, done.stdout
-    # The mount was in that namespace only, so here nothing is loaded any more.
-    assert not fresh.pinned()
+    after = applied.snapshot()
+    assert len(after[0]["content of tcp_sm_ports"]) == 2
+    assert after[2] == before[2]
+    assert {k: v for k, v in after[0].items() if "content" not in k} == {
+        k: v for k, v in before[0].items() if "content" not in k
+    }
 
 
 def test_does_a_module_say_that_bpffs_is_missing(applied: Installation, tmp_path: Path) -> None:
@@ -118,47 +99,93 @@ def test_does_a_module_say_that_bpffs_is_missing(applied: Installation, tmp_path
     assert applied.snapshot() == before
 
 
-def test_is_a_file_in_place_of_bpffs_refused(fresh: Installation) -> None:
-    fresh.bpffs.write_text("", encoding="ascii")
-    done = fresh.play("site")
-    assert done.returncode != 0, done.stdout
-    assert not fresh.files()
-    assert fresh.bpffs.is_file()
-    fresh.bpffs.unlink()
+def restore(installation: Installation, declaration: Path) -> subprocess.Popen[str]:
+    """Start what a reboot starts: the runtime without Ansible."""
+    command = [sys.executable, "-m", "tcp_sm_runtime", "restore", "--declaration"]
+    archive = installation.home / "lib" / "tcp_sm_runtime.zip"
+    return subprocess.Popen(
+        [*command, str(declaration)],
+        env=os.environ | {"PYTHONPATH": str(archive)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
-def test_are_pins_of_another_version_refused(fresh: Installation) -> None:
-    """A map of the same name with other fields: nothing is changed, and the way out is named."""
-    assert fresh.play("site").returncode == 0
-    assert fresh.play("remove").returncode == 0
-    fresh.bpffs.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(fresh.bpffs)], check=True)
-    (fresh.pins / "maps").mkdir(parents=True)
-    pin = fresh.pins / "maps" / "tcp_sm_config"
-    bpftool(*f"map create {pin} type array key 4 value 16 entries 1 name tcp_sm_config".split())
-    before = fresh.snapshot()
-    done = fresh.play("site")
-    assert done.returncode != 0, done.stdout
-    assert re.search(
-        r"tcp_sm_config: its value size is 16, the object needs 40.*Nothing was changed.*"
-        r"replace_maps",
-        done.stdout,
-    ), done.stdout
-    assert fresh.snapshot() == before
-    replaced = fresh.play("site", host_replace_maps=True)
-    assert replaced.returncode == 0, replaced.stdout
-    assert fresh.snapshot()[2]
+def other_version(folder: Path) -> Path:
+    """The object with one constant changed, compiled: other tags, the same maps."""
+    shutil.copytree(ROOT / "bpf", folder / "bpf")
+    profile = folder / "bpf" / "sockmap" / "profile.h"
+    text = profile.read_text(encoding="utf-8")
+    changed = re.sub(r"(#define HOPELESS_AT) \d+", r"\1 11", text)
+    assert changed != text
+    profile.write_text(changed, encoding="utf-8")
+    target = folder / "other.bpf.o"
+    flags = "-O2 -g -target bpf -mcpu=v3 -Ibpf -Ibpf/include -idirafter".split()
+    headers = f"/usr/include/{os.uname().machine}-linux-gnu"
+    subprocess.run(
+        ["clang", *flags, headers, "-c", "bpf/sockmap.bpf.c", "-o", str(target)],
+        cwd=folder,
+        check=True,
+    )
+    subprocess.run(["llvm-strip", "-g", str(target)], check=True)
+    return target
 
 
-def test_are_foreign_pins_left_alone(fresh: Installation) -> None:
-    fresh.bpffs.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(fresh.bpffs)], check=True)
-    fresh.pins.mkdir()
-    pin = fresh.pins / "theirs"
-    bpftool(*f"map create {pin} type array key 4 value 4 entries 1 name theirs".split())
-    done = fresh.play("site")
-    assert done.returncode != 0, done.stdout
-    assert re.search(r"was not pinned by this collection.*Choose another name", done.stdout)
-    assert pin.exists()
-    pin.unlink()
-    fresh.pins.rmdir()
+def attached_program(installation: Installation) -> int:
+    """The program that the cgroup runs, which must be exactly one."""
+    (entry,) = bpftool("cgroup", "show", str(cgroup2()) + installation.cgroup)
+    return int(entry["id"])
+
+
+def test_does_a_kill_in_the_middle_of_an_upgrade_leave_one_version(
+    applied: Installation, tmp_path: Path
+) -> None:
+    """kill -9 at twelve moments between two versions; then a run puts everything right."""
+    wanted = json.loads(applied.declaration.read_text(encoding="utf-8"))
+    versions = []
+    for number, path in enumerate((str(other_version(tmp_path)), wanted["path"])):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(wanted | {"path": path, "sha256": ""}), encoding="utf-8")
+        versions.append(file)
+    start = time.monotonic()
+    run = restore(applied, versions[0])
+    output, _ = run.communicate(timeout=RESTORE_SECONDS)
+    assert run.returncode == 0, output
+    duration = time.monotonic() - start
+    folders = {"progs": 5, "maps": 10, "links": 5}
+    for moment in range(12):
+        run = restore(applied, versions[(moment + 1) % 2])
+        try:
+            run.wait(duration * (moment + 1) / 12)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+        run.communicate()
+        # The set of pins is whole, and what runs is one of the programs pinned or replaced by it.
+        for folder, least in folders.items():
+            assert len(list((applied.pins / folder).iterdir())) >= least, (moment, folder)
+        assert attached_program(applied)
+    run = restore(applied, versions[1])
+    output, _ = run.communicate(timeout=RESTORE_SECONDS)
+    assert run.returncode == 0, output
+    assert attached_program(applied) == applied.pinned()[f"{applied.name}/progs/tcp_sm_sockops"]
+    assert not list(applied.bpffs.glob("*%new"))
+
+
+def test_does_a_reboot_bring_everything_back(applied: Installation) -> None:
+    """Unmounting bpffs ends all that is pinned, as a reboot does."""
+    before = applied.snapshot()
+    subprocess.run(["umount", str(applied.bpffs)], check=True)
+    deadline = time.monotonic() + 10
+    while bpftool("cgroup", "show", str(cgroup2()) + applied.cgroup):
+        assert time.monotonic() < deadline, "the program is still attached"
+        time.sleep(0.05)
+    run = restore(applied, applied.declaration)
+    output, _ = run.communicate(timeout=RESTORE_SECONDS)
+    assert run.returncode == 0, output
+    after = applied.snapshot()
+    assert sorted(after[0]) == sorted(before[0])
+    assert after[1] == before[1]
+    for name in ("tcp_sm_ports", "tcp_sm_cidrs", "tcp_sm_config"):
+        assert after[0][f"content of {name}"] == before[0][f"content of {name}"]
+    assert attached_program(applied)
