@@ -110,6 +110,21 @@ def stage(channel: Channel, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
 
 
 @pytest.fixture
+def own(bpffs: Path, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
+    """A channel that the test may take apart, on a cgroup of its own."""
+    top = cgroups[0].parent / "own"
+    top.mkdir()
+    channel = Channel(bpffs / "own", top)
+    channel.load()
+    channel.configure(Config())
+    channel.attach()
+    yield Stage(channel, top, cgroups[1])
+    channel.remove()
+    channel.pins.rmdir()
+    top.rmdir()
+
+
+@pytest.fixture
 def start() -> Iterator[Any]:
     """Starts children that do not outlive the test."""
     with process.children() as begin:

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,21 +15,6 @@ from harness.scene import Scene, Stage, receive, same_notes, send
 from harness.stream import Chunks, Load, Plan, Setup
 
 Start = Callable[..., Any]
-
-
-@pytest.fixture
-def own(bpffs: Path, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
-    """A channel that the test may take apart, on a cgroup of its own."""
-    top = cgroups[0].parent / "own"
-    top.mkdir()
-    channel = Channel(bpffs / "own", top)
-    channel.load()
-    channel.configure(Config())
-    channel.attach()
-    yield Stage(channel, top, cgroups[1])
-    channel.remove()
-    channel.pins.rmdir()
-    top.rmdir()
 
 
 def loads(start: Start, place: Place) -> list[Load]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from . import kernel
 
 ABI = 1
-PASS, ON = 0, 1
+PASS, ON, DRAIN = 0, 1, 2
 TCP, SOCKMAP = 0, 1
 INCLUDE, EXCLUDE = 1, 2
 SO_COOKIE = 57
@@ -149,7 +149,7 @@ class Channel:
         for name in ("progs", "maps", "links"):
             (self.pins / name).mkdir(parents=True, exist_ok=True)
         load(self.object, self.pins)
-        self._attach_reader()
+        self._attach_readers()
 
     def _program(self, name: str) -> int:
         return kernel.open_pin(self.pins / "progs" / name)
@@ -160,8 +160,9 @@ class Channel:
             self._fds[name] = kernel.open_pin(self.pins / "maps" / name)
         return self._fds[name]
 
-    def _attach_reader(self) -> None:
-        self._link("tcp_sm_dump", kernel.TRACE_ITER, iter_map=self.map("tcp_sm_socks"))
+    def _attach_readers(self) -> None:
+        for name in ("tcp_sm_dump", "tcp_sm_evict"):
+            self._link(name, kernel.TRACE_ITER, iter_map=self.map("tcp_sm_socks"))
 
     def _link(self, name: str, kind: int, target: int = 0, iter_map: int | None = None) -> None:
         program = self._program(name)
@@ -240,6 +241,19 @@ class Channel:
         """Return what the iterator reports now, by socket cookie."""
         data = (self.pins / "links" / "tcp_sm_dump").read_bytes()
         return {record.cookie: record for record in parse_records(data)}
+
+    def evict(self) -> list[Record]:
+        """Take out what was asked to leave and is drained; return the ends still in."""
+        return parse_records((self.pins / "links" / "tcp_sm_evict").read_bytes())
+
+    def drained(self) -> bool:
+        """Evict, and tell whether nothing is left."""
+        return not self.evict()
+
+    def entries(self, name: str) -> int:
+        """Return how many entries a map keyed by connection has."""
+        size = {"tcp_sm_sockhash": 12, "tcp_sm_conns": 8}[name]
+        return len(kernel.keys(self.map(name), size))
 
     def stats(self) -> dict[str, int]:
         """Return the counters of `tcp_sm_stats`, summed over the CPUs."""

@@ -214,7 +214,10 @@ class Scene:
 
 Scenario = Callable[[Scene], None]
 
+# Nothing is accelerated before its port is known, as in production.
 LEARNING = Config(eager=0)
+# What the container role writes unless it is told otherwise.
+PRODUCTION = Config(eager=0, max_burst=262144)
 
 
 @dataclass

@@ -72,6 +72,10 @@ class Chunks:
     def __post_init__(self) -> None:
         self._random.seed(self.seed)
 
+    def count(self, most: int) -> int:
+        """Return a number from 1 to `most`."""
+        return self._random.randint(1, most)
+
     def next(self) -> int:
         if not self.seed:
             return self.high
@@ -88,6 +92,8 @@ class End:
     def __init__(
         self, sock: socket.socket, chunks: Chunks, plan: Plan | None = None, dialogue: bool = False
     ) -> None:
+        # Without it a conversation of small messages waits for delayed ACKs on TCP.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.tally = Tally()
         self.stopping = False
@@ -96,26 +102,28 @@ class End:
         self.disturb_at = 0
         self._chunks = chunks
         self._dialogue = dialogue
-        self._turn = not dialogue
+        self.burst = 1
+        self.slow = False
+        self._left = 1
         self._out = self._in = ""
-        self._size = 0
+        self._size = self._in_size = 0
         self._head = b""
         self._unsent = memoryview(b"")
         self._sent_sha, self._received_sha = hashlib.sha256(), hashlib.sha256()
         self._shut = self._in_ended = False
         if plan:
-            self._begin(plan, "up", "down", plan.up)
+            self._begin(plan, "up", "down")
             self._unsent = memoryview(_HEAD.pack(plan.number, plan.up & _MASK, plan.down & _MASK))
 
-    def _begin(self, plan: Plan, out: str, into: str, size: int) -> None:
+    def _begin(self, plan: Plan, out: str, into: str) -> None:
         self.tally.number = plan.number
         self._out, self._in = out, into
-        self._size = size
+        self._size, self._in_size = (plan.up, plan.down)[:: 1 if out == "up" else -1]
 
     @property
     def events(self) -> int:
         """The poll events this end wants now."""
-        wanted = self._unsent or self._turn or self._in_ended
+        wanted = self._unsent or self._may_write()
         sending = wanted and self.tally.number >= 0 and not self._shut
         return (0 if self._in_ended else select.EPOLLIN) | (select.EPOLLOUT if sending else 0)
 
@@ -133,15 +141,17 @@ class End:
             self._finish(f"{type(error).__name__} {error.errno}")
 
     def _read(self) -> None:
-        for _ in range(4):
+        slow = self.slow and not self.stopping
+        for _ in range(1 if slow else 4):
+            size = 1000 if slow else min(_READ, self._chunks.next() * 4)
             try:
-                data = self.sock.recv(min(_READ, self._chunks.next() * 4))
+                data = self.sock.recv(size)
             except BlockingIOError:
                 return
             if not data:
                 self._eof()
                 return
-            self._turn = True
+            self._left = self._chunks.count(self.burst)
             if self.tally.number < 0:
                 data = self._greet(data)
             self._check(data)
@@ -154,7 +164,7 @@ class End:
             return b""
         number, up, down = _HEAD.unpack_from(self._head)
         plan = Plan(number, _signed(up), _signed(down))
-        self._begin(plan, "down", "up", plan.down)
+        self._begin(plan, "down", "up")
         return self._head[_HEAD.size :]
 
     def _check(self, data: bytes) -> None:
@@ -172,17 +182,17 @@ class End:
         if self._shut or self.tally.number < 0:
             self._finish("")
         else:
-            # The other side stopped; so does this one, after what it began.
-            self.stopping = True
+            # The end of an endless stream says stop; this end does, after what it began.
+            self.stopping = self.stopping or self._in_size < 0
             self._in_ended = True
             self._shutdown_if_done()
 
     def _write(self) -> None:
         for _ in range(4):
             if not self._unsent:
-                if not (self._turn or self._in_ended):
+                if not self._may_write():
                     break
-                self._turn = not self._dialogue
+                self._left -= 1
                 piece = self._next_piece()
                 if not piece:
                     return
@@ -193,6 +203,9 @@ class End:
                 return
             self._unsent = self._unsent[count:]
         self._shutdown_if_done()
+
+    def _may_write(self) -> bool:
+        return not self._dialogue or self._left > 0 or self._in_ended
 
     def _next_piece(self) -> bytes:
         if self._shutdown_if_done():
@@ -299,7 +312,8 @@ class Setup:
     address: the clients connect to it; bind: the server's, the same unless given; port: the
     server's, 0 for any; seen_port: what clients connect to, where it is translated; at_once:
     concurrent connections; seconds: time limit; before: prepares the listener; dialogue: an
-    end writes only after it read something; pinned: the server on the first CPU, the client
+    end writes only after it read something; burst: then at most so many messages; slow_each:
+    one end in so many reads 1000 bytes at a time; pinned: the server on the first CPU, the client
     on the last; disturb: called once by each end with its socket and its stream's number,
     after a random number of bytes below disturb_below.
     """
@@ -313,6 +327,8 @@ class Setup:
     seconds: float = 30
     before: Callable[[socket.socket], None] | None = None
     dialogue: bool = False
+    burst: int = 1
+    slow_each: int = 0
     pinned: bool = False
     disturb: Callable[[socket.socket, int], None] | None = None
     disturb_below: int = 0
@@ -325,6 +341,8 @@ class Setup:
     def end(self, sock: socket.socket, number: int, plan: Plan | None = None) -> End:
         """Return one end of a connection."""
         made = End(sock, self.sizes(number), plan, self.dialogue)
+        made.burst = self.burst
+        made.slow = bool(self.slow_each) and number % self.slow_each == 0
         if self.disturb:
             made.disturb = self.disturb
             made.disturb_at = random.Random(f"{self.chunks.seed} {number}").randrange(
