@@ -51,6 +51,7 @@ enum tcp_sm_reason {
 	TCP_SM_R_NO_MEMORY,		/* a map is full */
 	TCP_SM_R_BUSY,			/* the socket belongs to another sockmap user */
 	TCP_SM_R_STARTING,		/* paired, nothing redirected yet */
+	TCP_SM_R_SENDFILE,		/* large sendfile, which TCP moves without a copy */
 	TCP_SM_R_MAX,
 };
 

@@ -151,6 +151,15 @@ struct tcp_request_sock {
 	__u32 snt_isn;
 };
 
+struct pipe_inode_info {
+	unsigned int head;
+	unsigned int tail;
+};
+
+struct task_struct {
+	struct pipe_inode_info *splice_pipe;
+};
+
 struct bpf_sock_ops_kern {
 	struct sock *sk;
 };

@@ -56,7 +56,9 @@
 #define UNEXPLAINED_LIMIT 32
 #define BURST_MSGS 16
 #define PAUSE_NS (8 * 1000 * 1000ULL)	/* two ticks of the coarse clock at 250 Hz */
-#define PASS_LIMIT 512
+#define SENDFILE_NEAR (16 << 10)
+#define SENDFILE_FAR (128 << 10)
+#define PASS_LIMIT 128
 #define PASS_COST 4		/* of a passed message; a redirected one pays back one */
 
 static __always_inline __u32 first_seq(const struct tcp_sm_pair *pair, __u8 receiver)
@@ -154,14 +156,34 @@ static __always_inline bool is_stream(struct conn *conn, __u8 from, __u32 size, 
 	return flow->burst_msgs > BURST_MSGS || flow->burst_bytes > limit;
 }
 
+/*
+ * sendfile moves a file's pages through a pipe of the task's own, 64 KiB at a
+ * time, which is filled exactly while it sends. TCP takes such pages as they
+ * are, tcp_bpf copies them. Where TCP crosses a bridge or a router, the copy
+ * still gains for a piece or two; over loopback it does not.
+ */
+static __always_inline bool is_large_sendfile(const struct flow_state *flow,
+					      const struct sock *me, const struct sock *peer)
+{
+	bool loopback = me->__sk_common.skc_net.net == peer->__sk_common.skc_net.net;
+	struct task_struct *task;
+	struct pipe_inode_info *pipe;
+
+	if (flow->burst_bytes <= (loopback ? SENDFILE_NEAR : SENDFILE_FAR))
+		return false;
+	task = bpf_get_current_task_btf();
+	pipe = task->splice_pipe;
+	return pipe && pipe->head != pipe->tail;
+}
+
 /* Passing through a sockhash is dearer than plain TCP: who mostly does, leaves. */
-static __always_inline bool weigh(struct conn *conn, struct flow_state *flow, bool redirect)
+static __always_inline void weigh(struct conn *conn, struct flow_state *flow, bool redirect,
+				  __u8 reason)
 {
 	if (redirect)
 		flow->passing -= flow->passing ? 1 : 0;
 	else if ((flow->passing += PASS_COST) > PASS_LIMIT)
-		ask_to_leave(conn, TCP_SM_R_STREAM);
-	return redirect;
+		ask_to_leave(conn, reason);
 }
 
 static __always_inline bool is_open(const struct sock *sk)
@@ -200,7 +222,7 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	struct flow_state *flow = &conn->flow[from];
 	const struct tcp_sock *peer = tcp_at(conn->sk[to]);
 	struct reader_state reader;
-	bool tcp_drained, stream;
+	bool tcp_drained, stream, sendfile, redirect;
 	__u32 unread;
 	__u8 reason;
 
@@ -233,9 +255,12 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	if (!unread)
 		flow->unread_msgs = 0;
 	stream = is_stream(conn, from, size, cfg->max_burst);
-	return weigh(conn, flow, !stream && tcp_drained && size > URGENT_SIZE &&
-				 unread + size <= cfg->max_unread_bytes &&
-				 flow->unread_msgs < cfg->max_unread_msgs && is_open(sk));
+	sendfile = is_large_sendfile(flow, sk, &peer->inet_conn.icsk_inet.sk);
+	redirect = !stream && !sendfile && tcp_drained && size > URGENT_SIZE &&
+		   unread + size <= cfg->max_unread_bytes &&
+		   flow->unread_msgs < cfg->max_unread_msgs && is_open(sk);
+	weigh(conn, flow, redirect, sendfile ? TCP_SM_R_SENDFILE : TCP_SM_R_STREAM);
+	return redirect;
 }
 
 #endif

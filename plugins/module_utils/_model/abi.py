@@ -87,6 +87,7 @@ class Reason(enum.IntEnum):
     NO_MEMORY = 22
     BUSY = 23
     STARTING = 24
+    SENDFILE = 25
 
 
 class TcpState(enum.IntEnum):
@@ -202,6 +203,9 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.STARTING: (
         "Both ends are known and nothing has been redirected yet; it will be once bytes have "
         "gone both ways by TCP and were read."
+    ),
+    Reason.SENDFILE: (
+        "The sender uses sendfile for large pieces, which TCP moves without a copy; nothing to do."
     ),
 }
 
