@@ -32,7 +32,7 @@ def cgroup2() -> Path:
 def bpftool(*words: str) -> Any:
     """The JSON answer of bpftool; raises where it reports an error."""
     done = subprocess.run(["bpftool", "-j", *words], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout or "null")
+    return json.loads(done.stdout.strip() or "null")
 
 
 def ansible(

@@ -121,7 +121,7 @@ def other_version(folder: Path) -> Path:
     assert changed != text
     profile.write_text(changed, encoding="utf-8")
     target = folder / "other.bpf.o"
-    flags = "-O2 -g -target bpf -mcpu=v3 -Ibpf -Ibpf/include -idirafter".split()
+    flags = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Ibpf", "-Ibpf/include", "-idirafter"]
     headers = f"/usr/include/{os.uname().machine}-linux-gnu"
     subprocess.run(
         ["clang", *flags, headers, "-c", "bpf/sockmap.bpf.c", "-o", str(target)],
