@@ -38,7 +38,9 @@ class Pinned:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        for fd in (*self.progs.values(), *self.maps.values(), *self.links.values()):
+        # A dropped link detaches here: the cgroups' first, which feed the others.
+        links = sorted(self.links, key=lambda key: "@" not in key)
+        for fd in (*(self.links[key] for key in links), *self.progs.values(), *self.maps.values()):
             os.close(fd)
 
 

@@ -27,7 +27,7 @@ def mounts(text: str | None = None) -> list[Mount]:
     """All mounts, from `text` in the form of mountinfo (default: this process's)."""
     found = []
     for line in (Path(MOUNTINFO).read_text() if text is None else text).splitlines():
-        left, _, right = line.partition(" - ")
+        left, _dash, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
         if len(fields) < 5 or not kind:
             continue

@@ -92,12 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         left_out = restore(options.declaration)
     except TcpSmError as error:
-        print(f"tcp_sm: {error}", file=sys.stderr)
+        sys.stderr.write(f"tcp_sm: {error}\n")
         return EXIT_FAILED
     for line in left_out:
-        print(f"tcp_sm: left out for now: {line}", file=sys.stderr)
+        sys.stderr.write(f"tcp_sm: left out for now: {line}\n")
     return EXIT_INCOMPLETE if left_out else EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

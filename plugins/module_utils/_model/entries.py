@@ -36,14 +36,13 @@ class Codec:
             raw = _plain_bytes(value, self.key_size, at)
         else:
             if self.type == "lpm_trie" and isinstance(value, str):
-                value = self._network(value, at)
+                value = self._network(self.btf, value, at)
             raw = self.btf.encode(self.key_type, value, at=at)
         return self.normal_key(raw, at)
 
-    def _network(self, text: str, at: str) -> dict[str, Any]:
+    def _network(self, btf: Btf, text: str, at: str) -> dict[str, Any]:
         """A network such as 10.0.0.0/8 as the fields of an LPM key."""
-        assert self.btf is not None
-        members = self.btf.resolve(self.key_type).members
+        members = btf.resolve(self.key_type).members
         width = self.key_size - PREFIX_SIZE
         try:
             network = ipaddress.ip_network(text)
@@ -51,11 +50,11 @@ class Codec:
         except ValueError as error:
             raise InputError(f"{at}: {text!r} is not a network of this map: {error}") from None
         if (
-            self.btf.resolve(self.key_type).kind != STRUCT
+            btf.resolve(self.key_type).kind != STRUCT
             or len(members) != 2
-            or self.btf.resolve(members[1].type_id).kind != ARRAY
+            or btf.resolve(members[1].type_id).kind != ARRAY
         ):
-            raise InputError(f"{at}: give the fields of {self.btf.display(self.key_type)}")
+            raise InputError(f"{at}: give the fields of {btf.display(self.key_type)}")
         prefix = network.prefixlen + (width - len(network.network_address.packed)) * 8
         return {members[0].name: prefix, members[1].name: list(address)}
 

@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io import engine
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.engine import Result
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.libbpf import Bpf
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.live import sockmap_attach_types
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.maps import apply_map
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup_path
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import (
@@ -208,7 +209,7 @@ def test_is_a_kernel_without_links_to_maps_served(
     create = Bpf.link_create
 
     def refuse(self: Bpf, prog: int, target: int, kind: int, walk: int | None = None) -> int:
-        if kind == engine._sockmap_attach_types("sk_msg")[0]:
+        if kind == sockmap_attach_types("sk_msg")[0]:
             raise OSError(22, os.strerror(22))
         return create(self, prog, target, kind, walk)
 
