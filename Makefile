@@ -73,7 +73,7 @@ lint-files:
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
 
-.PHONY: unit units sanity integration molecule traffic faults package-test lab-test
+.PHONY: unit units sanity integration molecule traffic faults package-test readme-test lab-test
 unit:  ## pytest units
 	@$(PYTEST) tests/unit
 units: ## ansible-test units
@@ -88,6 +88,8 @@ faults: build  ## bad input and crashes
 	@$(PYTEST) tests/faults
 package-test: build  ## install the tarball elsewhere and run from there
 	@$(PYTEST) tests/package
+readme-test: build  ## the commands of README.md
+	@$(PYTEST) tests/readme
 lab-test: build  ## the lab and the demo, in a lab of the test's own
 	@$(PYTEST) tests/lab
 molecule: build  ## molecule scenarios

@@ -47,6 +47,7 @@ LANES = (
         "integration",
         "faults",
         "package-test",
+        "readme-test",
         "molecule",
         "lab-test",
     ),
