@@ -57,6 +57,7 @@ class Reason(enum.IntEnum):
     NO_MEMORY = 22
     BUSY = 23
     STARTING = 24
+    SENDFILE = 25
 
 
 @dataclass(frozen=True)
