@@ -90,7 +90,7 @@ def test_the_demo_reports_redis_and_nginx_through_shared_memory(lab: Lab) -> Non
     assert [entry["workload"] for entry in report["bench"]] == ["redis-get-c50", "wrk-64k"]
     assert all(entry["tcp"] > 0 and entry["ours"] > 0 for entry in report["bench"]), output
     busy = [entry for entry in report["connections"] if entry["channel"] == "sockmap"]
-    assert {entry["server"]["port"] for entry in busy} == {80, 6379}, output
+    assert {entry["server"]["port"] for entry in busy} >= {8001, 6379}, output
     assert all(entry["bytes"] > 0 and entry["reason"] is None for entry in busy), output
     on_tcp = [entry for entry in report["connections"] if entry["channel"] == "tcp"]
     assert all(entry["reason"] for entry in on_tcp), output

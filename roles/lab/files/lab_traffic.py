@@ -25,7 +25,12 @@ from tcp_sm_bench.model import OURS, TCP, Sample, Samples, Workload, order, sele
 
 RUN_SECONDS = 60  # no single run takes longer
 REDIS_REQUESTS = 20000  # of the first run, which tells how many make `--seconds`
-FILES = {1024: "1k", 65536: "64k", 1048576: "1m"}
+# A port of its own for each size, as what is learned of one must not colour another.
+URLS = {
+    1024: "http://server:8001/1k",
+    65536: "http://server:8064/64k",
+    1048576: "http://server:8100/1m",
+}
 MODE = 4  # offset of `mode` in struct tcp_sm_config, a little-endian __u32
 MODES = {TCP: 0, OURS: 1}
 
@@ -104,9 +109,10 @@ def redis(lab: Lab, workload: Workload, requests: int) -> tuple[float, float]:
 
 def wrk(lab: Lab, workload: Workload, seconds: float) -> tuple[float, float]:
     """(requests, requests per second) of one wrk, which takes whole seconds."""
-    url = f"http://server:80/{FILES[workload.size]}"
     length = f"-d{max(1, round(seconds))}s"
-    count = parse_wrk(lab.client("wrk", "-t1", f"-c{workload.clients}", length, url))
+    count = parse_wrk(
+        lab.client("wrk", "-t1", f"-c{workload.clients}", length, URLS[workload.size])
+    )
     return count.ops, count.value
 
 
@@ -146,13 +152,16 @@ def measure(lab: Lab, name: str, runs: int, seconds: float) -> dict[str, object]
 
 
 def hold(lab: Lab, seconds: int) -> None:
-    """Clients that end by themselves; redis-cli blocks in recv, so its connection stays on TCP."""
-    lab.detach("redis-cli", "-h", "server", "-r", str(seconds), "-i", "1", "ping")
-    lab.detach("wrk", "-t1", "-c4", f"-d{seconds}s", "http://server:80/64k")
+    """Clients that end by themselves, among them two that stay on TCP: a stream of large files,
+    and redis-cli, which blocks in recv."""
     lab.detach(
         *("timeout", str(seconds), "redis-benchmark", "-h", "server", "-c", "4", "-t", "get"),
         *("-n", "100000000", "-q"),
     )
+    for count, size in ((4, 1024), (1, 1048576)):
+        lab.detach("wrk", "-t1", f"-c{count}", f"-d{seconds}s", URLS[size])
+    pause = str(max(1, seconds // 3))
+    lab.detach("redis-cli", "-h", "server", "-r", "3", "-i", pause, "ping")
 
 
 def main() -> int:
