@@ -14,5 +14,7 @@ def hint(error: OSError) -> str:
         "some kernels forbid a program type altogether.",
         errno.ENOMEM: "The kernel is short of memory for maps: lower max_entries.",
         errno.E2BIG: "A map or program is larger than the kernel allows: lower max_entries.",
+        errno.ESRCH: "The kernel lacks a function, tracepoint or type that a program names: use "
+        "the kernel that the object is for.",
         errno.EBUSY: "Another program is attached there: detach it first.",
     }.get(error.errno or 0, "")

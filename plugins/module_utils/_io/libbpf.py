@@ -96,6 +96,8 @@ PROG_TYPES = (
     "syscall",
     "netfilter",
 )
+# libbpf tries these by an fentry program, which some kernels forbid that allow the others.
+UNPROBED = ("tracing", "ext", "lsm", "struct_ops")
 LINK_TYPES = {1: "tracing", 2: "tracing", 3: "cgroup", 4: "iter", 14: "map"}
 TRACE_ITER = 28
 # Attach types of programs that a sockmap or sockhash takes, by program type.
@@ -419,12 +421,18 @@ class Bpf:
         return _checked(self.lib.libbpf_num_possible_cpus(), "CPUs")
 
     def supports_prog_type(self, name: str) -> bool:
-        """Does the kernel know this program type?"""
-        return bool(self.lib.libbpf_probe_bpf_prog_type(PROG_TYPES.index(name), None) == 1)
+        """Does the kernel know this program type? True where libbpf cannot tell."""
+        if name in UNPROBED:
+            return True
+        if name not in PROG_TYPES:
+            return False
+        return bool(self.lib.libbpf_probe_bpf_prog_type(PROG_TYPES.index(name), None) != 0)
 
     def supports_map_type(self, name: str) -> bool:
-        """Does the kernel know this map type?"""
-        return bool(self.lib.libbpf_probe_bpf_map_type(MAP_TYPES.index(name), None) == 1)
+        """Does the kernel know this map type? True where libbpf cannot tell."""
+        if name not in MAP_TYPES:
+            return False
+        return bool(self.lib.libbpf_probe_bpf_map_type(MAP_TYPES.index(name), None) != 0)
 
     def open_object(self, data: bytes, name: str) -> BpfObject:
         """Open an object file's bytes; nothing is loaded yet."""
@@ -542,7 +550,7 @@ class BpfObject:
 
 
 def _name_of(names: tuple[str, ...], number: int) -> str:
-    return names[number] if number < len(names) else f"type {number}"
+    return names[number] if number < len(names) else f"number {number}"
 
 
 def _text(raw: bytes) -> str:

@@ -209,7 +209,7 @@ class Loader:
                 "The kernel has no type information (/sys/kernel/btf/vmlinux): use one with "
                 "CONFIG_DEBUG_INFO_BTF=y."
             )
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             for kind in sorted({loaded.program_type(one) for one in loaded.programs().values()}):
                 if not self.bpf.supports_prog_type(kind):
                     yield f"The kernel does not support programs of type {kind}."

@@ -26,6 +26,8 @@ OBJECTS = {
     "two": ("counter", ["-DVERSION=2"]),
     "wider": ("counter", ["-DVERSION=3", "-DWIDER"]),
     "rejected": ("rejected", []),
+    "future map": ("lacking", ["-DFUTURE_MAP"]),
+    "no tracepoint": ("lacking", []),
 }
 
 

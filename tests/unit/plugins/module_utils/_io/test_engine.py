@@ -273,6 +273,34 @@ def test_does_the_verifiers_last_word_come_back(
 
 
 @pytest.mark.parametrize(
+    ("name", "messages"),
+    [
+        (
+            "future map",
+            [
+                "map 'future': failed to create",
+                "The kernel does not support maps of type number 200",
+            ],
+        ),
+        (
+            "no tracepoint",
+            ["type ID of 'no_such_tracepoint'", "The kernel lacks a function, tracepoint or type"],
+        ),
+    ],
+)
+def test_is_what_the_kernel_lacks_named(
+    spec: ObjectSpec, apply: Apply, objects: dict[str, str], name: str, messages: list[str]
+) -> None:
+    for check in (True, False):
+        with pytest.raises(KernelError) as error:
+            apply(replace(spec, path=objects[name], attach=()), check=check)
+        for message in (*messages, f"into Linux {platform.release()}", "Nothing was changed."):
+            assert message in str(error.value)
+        assert "programs of type" not in str(error.value)
+    assert pins(spec) == set()
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is empty"),
