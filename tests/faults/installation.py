@@ -119,7 +119,7 @@ class Installation:
         found: dict[str, Any] = {}
         # Every bpffs has the kernel's own maps.debug and progs.debug at its top.
         for path in sorted(p for p in self.bpffs.glob("*/**/*") if not p.is_dir()):
-            kind = path.parent.name.rstrip("s")
+            kind = {"progs": "prog", "links": "link"}.get(path.parent.name, "map")
             shown = bpftool(kind, "show", "pinned", str(path))
             found[str(path.relative_to(self.bpffs))] = shown["id"]
         for name in ("tcp_sm_config", "tcp_sm_ports", "tcp_sm_cidrs"):
