@@ -18,7 +18,7 @@ import socket
 import pytest
 from harness import process
 from harness.process import Said
-from harness.scene import PRODUCTION, Scene, Stage, send, wait
+from harness.scene import PRODUCTION, Scene, Stage, receive, send, wait
 from test_programs import nginx
 from test_receive import unread
 
@@ -89,7 +89,12 @@ def test_first_bytes_larger_than_the_buffer(stage: Stage, size: int) -> None:
         while len(reader.got) < len(data) and reader.turn(1):
             pass
         scene.note("all read", bytes(reader.got) == data)
-        scene.warm(client, server)
+        for _ in range(8):
+            send(server, b"answer")
+            receive(client, 6)
+            send(client, b"question")
+            receive(server, 8)
+        scene.look()
 
     stage.compare(scenario)
 

@@ -51,7 +51,7 @@ def level(scene: Scene) -> None:
             if turn == 3:
                 scene.middle()
             send(client, b"0123456789")
-            seen = []
+            seen: list[bytes] = []
             while poll.poll(5 if not seen else 0.02):
                 seen.append(server.recv(4))
             scene.note("read in", b"".join(seen))
