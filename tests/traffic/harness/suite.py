@@ -15,6 +15,7 @@ import re
 import sys
 import unittest
 from collections.abc import Iterator
+from typing import Any
 
 
 class Outcomes(unittest.TestResult):
