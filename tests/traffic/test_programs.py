@@ -180,11 +180,11 @@ def test_no_run_of_wrk_is_slow(stage: Stage, start: Callable[..., Any], size: st
             for way, place, port in (("off", outside, plain), ("on", inside, ours)):
                 url = f"http://127.0.0.1:{port}/{size}"
                 rates[way].append(rate(tool(place, "wrk", "-t1", "-c50", "-d2s", url)))
-    spread = {way: min(values) / statistics.median(values) for way, values in rates.items()}
-    assert spread["on"] > 0.5 * min(1.0, spread["off"]), rates
-    # Not slower than TCP; the tolerance is that of a shared machine.
-    gain = statistics.median(rates["on"]) / statistics.median(rates["off"])
-    assert gain > 0.9, rates
+    # How fast it is, `make bench` says; here a run that stalls is looked for. wrk itself
+    # reports requests that took more than two seconds, see rate().
+    pairs = zip(rates["on"], rates["off"], strict=True)
+    ratios = [ours_rate / plain_rate for ours_rate, plain_rate in pairs]
+    assert min(ratios) > 0.3 * min(1.0, statistics.median(ratios)), rates
 
 
 @pytest.mark.soak
