@@ -18,6 +18,20 @@ static __always_inline bool has_flag(const struct sock *sk, __u32 bit)
 	return sk->__sk_common.skc_flags & (1UL << (bit & 63));
 }
 
+/* Not accepted yet, being closed, or a socket of the kernel's own. */
+static __always_inline bool has_no_file(const struct sock *sk)
+{
+	return !sk->sk_socket || !sk->sk_socket->file;
+}
+
+/* Of a socket that may be closed meanwhile: no file proves nothing. */
+static __always_inline bool is_blocking(const struct sock *sk)
+{
+	const struct file *file = sk->sk_socket->file;
+
+	return file && !(file->f_flags & O_NONBLOCK);
+}
+
 static __always_inline bool is_nonblocking(const struct sock *sk)
 {
 	return sk->sk_socket->file->f_flags & O_NONBLOCK;

@@ -137,7 +137,9 @@ static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_
  * one-way stream TCP coalesces small writes, overlaps the copies of large ones
  * on two CPUs and pushes back, while a redirect waits for the reader's socket
  * lock. So an end may redirect a burst until the other end sends something or
- * a pause ends it; what is beyond goes by TCP.
+ * a pause ends it; what is beyond goes by TCP. (Over veth an unbounded queue of
+ * redirected messages beats TCP in streams, too; a bounded one does not, since
+ * what exceeds the bound goes by TCP, and that then never drains.)
  */
 static __always_inline bool is_stream(struct conn *conn, __u8 from, __u32 size, __u32 limit)
 {
@@ -162,14 +164,12 @@ static __always_inline bool is_stream(struct conn *conn, __u8 from, __u32 size, 
  * are, tcp_bpf copies them. Where TCP crosses a bridge or a router, the copy
  * still gains for a piece or two; over loopback it does not.
  */
-static __always_inline bool is_large_sendfile(const struct flow_state *flow,
-					      const struct sock *me, const struct sock *peer)
+static __always_inline bool is_large_sendfile(const struct flow_state *flow, bool far)
 {
-	bool loopback = me->__sk_common.skc_net.net == peer->__sk_common.skc_net.net;
 	struct task_struct *task;
 	struct pipe_inode_info *pipe;
 
-	if (flow->burst_bytes <= (loopback ? SENDFILE_NEAR : SENDFILE_FAR))
+	if (flow->burst_bytes <= (far ? SENDFILE_FAR : SENDFILE_NEAR))
 		return false;
 	task = bpf_get_current_task_btf();
 	pipe = task->splice_pipe;
@@ -201,10 +201,10 @@ static __always_inline __u8 refuse_by_conduct(const struct tcp_sock *me,
 {
 	__u8 reason;
 
-	if (!is_nonblocking(&me->inet_conn.icsk_inet.sk) || reader->mode == READER_BLOCKING)
+	if (is_blocking(&me->inet_conn.icsk_inet.sk) || reader->mode == READER_BLOCKING)
 		return TCP_SM_R_BLOCKING;
 	if (reader->mode == READER_NONBLOCKING &&
-	    !is_nonblocking(&peer->inet_conn.icsk_inet.sk))
+	    is_blocking(&peer->inet_conn.icsk_inet.sk))
 		return TCP_SM_R_BLOCKING;
 	if (reader->veto)
 		return reader->veto;
@@ -222,7 +222,7 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	struct flow_state *flow = &conn->flow[from];
 	const struct tcp_sock *peer = tcp_at(conn->sk[to]);
 	struct reader_state reader;
-	bool tcp_drained, stream, sendfile, redirect;
+	bool far, tcp_drained, stream, sendfile, redirect;
 	__u32 unread;
 	__u8 reason;
 
@@ -230,9 +230,10 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 		return false;
 	if (cfg->mode != TCP_SM_ON)
 		ask_to_leave(conn, TCP_SM_R_MODE_PASS);
-	if (!is_nonblocking(sk))
+	if (is_blocking(sk))
 		ask_to_leave(conn, TCP_SM_R_BLOCKING);
-	if (READ_ONCE(conn->phase) != CONN_OPEN || !read_reader(conn, to, &reader))
+	if (READ_ONCE(conn->phase) != CONN_OPEN || !read_reader(conn, to, &reader) ||
+	    has_no_file(&peer->inet_conn.icsk_inet.sk))
 		return false;
 	reason = refuse_by_conduct(me, peer, &reader);
 	if (reason) {
@@ -254,8 +255,10 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 	flow->unexplained = 0;
 	if (!unread)
 		flow->unread_msgs = 0;
+	far = sk->__sk_common.skc_net.net !=
+	      peer->inet_conn.icsk_inet.sk.__sk_common.skc_net.net;
 	stream = is_stream(conn, from, size, cfg->max_burst);
-	sendfile = is_large_sendfile(flow, sk, &peer->inet_conn.icsk_inet.sk);
+	sendfile = is_large_sendfile(flow, far);
 	redirect = !stream && !sendfile && tcp_drained && size > URGENT_SIZE &&
 		   unread + size <= cfg->max_unread_bytes &&
 		   flow->unread_msgs < cfg->max_unread_msgs && is_open(sk);
