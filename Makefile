@@ -43,6 +43,13 @@ build/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h bpf/*/*.h) Makefile
 	@clang $(BPF_CFLAGS) -c $< -o $@
 	@llvm-strip -g $@
 
+# What public sockmap demonstrations do, for comparison only: it loses bytes.
+NAIVE := build/bpf-naive/naive.bpf.o
+$(NAIVE): tests/naive/naive.bpf.c Makefile
+	@mkdir -p $(@D)
+	@clang $(BPF_CFLAGS) -c $< -o $@
+	@llvm-strip -g $@
+
 .PHONY: build
 build: bpf  ## fill the roles' files and build the Galaxy tarball
 	@$(PY) scripts/build.py $(TARBALL)
@@ -119,7 +126,8 @@ demo: setup  ## from a bare clone to a report
 bench: setup  ## compare with TCP, a naive sockmap and AF_UNIX
 	@$(MAKE) --no-print-directory build lab
 	@ansible-playbook $(LAB) playbooks/site.yml
-	@ansible-playbook $(LAB) playbooks/bench.yml
+	@$(MAKE) --no-print-directory $(NAIVE)
+	@ansible-playbook $(LAB) playbooks/bench.yml -e bench_naive_object=$(CURDIR)/$(NAIVE)
 clean-lab:  ## remove the lab and what the demo applied
 	@ansible-playbook $(LAB) playbooks/remove.yml
 	@ansible-playbook $(LAB) playbooks/lab.yml -e lab_state=absent
