@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,24 +44,35 @@ def run_module(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, An
     return run
 
 
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Paths of the compiled fixtures by name."""
-    if os.geteuid() != 0 or not shutil.which("clang"):
-        pytest.skip("needs root and clang")
-    folder = tmp_path_factory.mktemp("objects")
-    paths = {}
-    for name, (source, flags) in OBJECTS.items():
-        paths[name] = str(folder / f"{name}.bpf.o")
+class Objects(dict[str, str]):
+    """Paths of the compiled fixtures by name; compiled when asked for, since ansible-test runs
+    every test in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> str:
+        source, flags = OBJECTS[name]
+        path = str(self.folder / f"{name}.bpf.o")
         include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
         subprocess.run(
             [
                 *("clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", include, *flags),
-                *("-c", str(SOURCES / f"{source}.bpf.c"), "-o", paths[name]),
+                *("-c", str(SOURCES / f"{source}.bpf.c"), "-o", path),
             ],
             check=True,
         )
-    return paths
+        self[name] = path
+        return path
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of the compiled fixtures by name."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    return Objects(tmp_path_factory.mktemp("objects"))
 
 
 @pytest.fixture
