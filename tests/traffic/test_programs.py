@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,34 @@ http {{
   uwsgi_temp_path {root}/4; scgi_temp_path {root}/5;
   sendfile {sendfile};
   keepalive_requests 1000000000;
+  client_max_body_size 100m;
+  upstream files {{ server 127.0.0.1:{port}; keepalive 8; }}
   server {{ listen 127.0.0.1:{port}; root {root}/www; }}
+  server {{
+    listen 127.0.0.1:{proxy};
+    location / {{
+      proxy_pass http://files;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+    }}
+  }}
 }}
 """
 
 
+@dataclass(frozen=True)
+class Nginx:
+    """A running server: its ports, and the sha256 of each file by its name."""
+
+    port: int
+    proxy: int
+    sums: dict[str, str]
+
+
 @contextlib.contextmanager
-def nginx(place: Place, sendfile: str, seconds: float = 60) -> Iterator[tuple[int, dict[str, str]]]:
-    """Run nginx; yield its port and the sha256 of each file it serves."""
-    port = free_port()
+def nginx(place: Place, sendfile: str, seconds: float = 60) -> Iterator[Nginx]:
+    """Run nginx with files of several sizes, served directly and through a proxy."""
+    port, proxy = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="tcp_sm_nginx_") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -102,9 +122,9 @@ def nginx(place: Place, sendfile: str, seconds: float = 60) -> Iterator[tuple[in
             (root / "www" / str(size)).write_bytes(data)
             sums[str(size)] = hashlib.sha256(data).hexdigest()
         config = root / "conf"
-        config.write_text(NGINX.format(root=root, port=port, sendfile=sendfile))
+        config.write_text(NGINX.format(root=root, port=port, proxy=proxy, sendfile=sendfile))
         with server(place, port, "nginx", "-c", str(config), "-p", name, seconds=seconds):
-            yield port, sums
+            yield Nginx(port, proxy, sums)
 
 
 def fetch(_said: Said, port: int, sums: dict[str, str]) -> list[str]:
@@ -132,16 +152,24 @@ def rate(output: str) -> float:
 @pytest.mark.parametrize("sendfile", ["on", "off"])
 def test_nginx(stage: Stage, sendfile: str) -> None:
     before = stage.channel.stats()["msgs"]
-    with (
-        stage.configured(PRODUCTION),
-        stage.place() as place,
-        nginx(place, sendfile) as (port, sums),
-    ):
-        assert not process.run(fetch, port, sums, place=place)
-        for size in sums:
-            url = f"http://127.0.0.1:{port}/{size}"
+    with stage.configured(PRODUCTION), stage.place() as place, nginx(place, sendfile) as server:
+        assert not process.run(fetch, server.port, server.sums, place=place)
+        for size in server.sums:
+            url = f"http://127.0.0.1:{server.port}/{size}"
             assert rate(tool(place, "wrk", "-t1", "-c20", "-d1s", url)) > 0
-        assert not process.run(fetch, port, sums, place=place)
+        assert not process.run(fetch, server.port, server.sums, place=place)
+    assert stage.channel.stats()["msgs"] - before > 1000
+
+
+def test_nginx_as_a_proxy(stage: Stage) -> None:
+    """nginx reads large answers from itself, edge-triggered, over kept connections."""
+    before = stage.channel.stats()["msgs"]
+    with stage.configured(PRODUCTION), stage.place() as place, nginx(place, "on") as server:
+        for _ in range(3):
+            assert not process.run(fetch, server.proxy, server.sums, place=place, seconds=50)
+        for size in server.sums:
+            url = f"http://127.0.0.1:{server.proxy}/{size}"
+            assert rate(tool(place, "wrk", "-t1", "-c10", "-d1s", url)) > 0
     assert stage.channel.stats()["msgs"] - before > 1000
 
 
@@ -173,11 +201,11 @@ def test_no_run_of_wrk_is_slow(stage: Stage, start: Callable[..., Any], size: st
         stage.configured(PRODUCTION),
         stage.place("off") as outside,
         stage.place() as inside,
-        nginx(outside, "on", limit) as (plain, _),
-        nginx(inside, "on", limit) as (ours, _),
+        nginx(outside, "on", limit) as plain,
+        nginx(inside, "on", limit) as ours,
     ):
         for _ in range(max(5, int(SECONDS / 3 / 4))):
-            for way, place, port in (("off", outside, plain), ("on", inside, ours)):
+            for way, place, port in (("off", outside, plain.port), ("on", inside, ours.port)):
                 url = f"http://127.0.0.1:{port}/{size}"
                 rates[way].append(rate(tool(place, "wrk", "-t1", "-c50", "-d2s", url)))
     # How fast it is, `make bench` says; here a run that stalls is looked for. wrk itself
