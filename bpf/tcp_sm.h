@@ -42,7 +42,7 @@ enum tcp_sm_reason {
 	TCP_SM_R_INQ,			/* TCP_INQ */
 	TCP_SM_R_PEEK_OFF,		/* SO_PEEK_OFF */
 	TCP_SM_R_OOB,			/* urgent data */
-	TCP_SM_R_SPLICE,		/* bytes were read past recv: splice, TCP_ZEROCOPY_RECEIVE */
+	TCP_SM_R_SPLICE,		/* read past recv: splice, TCP_ZEROCOPY_RECEIVE */
 	TCP_SM_R_RECV_FLAGS,		/* MSG_TRUNC, MSG_OOB or MSG_ERRQUEUE on receive */
 	TCP_SM_R_REPAIR,		/* TCP_REPAIR */
 	TCP_SM_R_SHORT,			/* connections of this port end before they gain */
@@ -73,7 +73,7 @@ struct tcp_sm_config {
 	__u32 max_unread_bytes;	/* redirected and unread, per direction */
 	__u32 max_unread_msgs;	/* likewise, messages */
 	__u32 max_burst;	/* bytes one end may redirect before the other answers */
-	__u32 eager;		/* 1: a non-blocking listener is proof enough, learn nothing first */
+	__u32 eager;		/* 1: a non-blocking listener is proof enough */
 	__u32 ports_included;	/* 1: only ports with an include rule */
 	__u32 cidrs_included;	/* 1: only addresses with an include rule */
 	__u32 events;		/* 1: write open and close events */
