@@ -137,7 +137,7 @@ class Installation:
             if path.is_file() and "__pycache__" not in path.parts
         }
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, str], list[Any]]:
+    def snapshot(self) -> Snapshot:
         """All that a failed run must leave as it was."""
         attached = bpftool("cgroup", "show", str(cgroup2()) + self.cgroup) or []
         return self.pinned(), self.files(), sorted(entry["id"] for entry in attached)
@@ -151,6 +151,41 @@ def recap(result: Result) -> dict[str, int]:
     return {name: int(value) for name, _, value in (word.partition("=") for word in counters)}
 
 
+def changes(installation: Installation, playbook: str, *words: str, **changed: Any) -> int:
+    """Run a playbook that must succeed; the number of its changed tasks."""
+    done = installation.play(playbook, *words, **changed)
+    assert done.returncode == 0, done.stdout
+    return recap(done)["changed"]
+
+
+Snapshot = tuple[dict[str, Any], dict[str, str], list[Any]]
+
+
+@dataclass(frozen=True)
+class FirstRuns:
+    """Snapshots before, after ``--check`` and after the first run; changes each announced."""
+
+    nothing: Snapshot
+    removed: int
+    predicted: int
+    after_check: Snapshot
+    mounted_by_check: bool
+    changed: int
+    applied: Snapshot
+
+
+def first_runs(installation: Installation) -> FirstRuns:
+    """Remove nothing, check, apply."""
+    nothing = installation.snapshot()
+    removed = changes(installation, "remove")
+    predicted = changes(installation, "site", "--check", "--diff", container_ports_exclude=[22])
+    after_check = installation.snapshot()
+    mounted = os.path.ismount(installation.bpffs)
+    changed = changes(installation, "site", container_ports_exclude=[22])
+    applied = installation.snapshot()
+    return FirstRuns(nothing, removed, predicted, after_check, mounted, changed, applied)
+
+
 def make_installation(home: Path, name: str) -> Installation:
     """An installation with a cgroup; nothing is applied yet."""
     cgroup = f"/{name}"
@@ -160,7 +195,7 @@ def make_installation(home: Path, name: str) -> Installation:
 
 def dispose(installation: Installation) -> None:
     """Remove all that a test may have left."""
-    done = installation.play("remove")
-    assert done.returncode == 0, done.stdout
+    if installation.pinned() or installation.files() or os.path.ismount(installation.bpffs):
+        changes(installation, "remove")
     subprocess.run(["umount", "-q", str(installation.bpffs)], check=False)
     (cgroup2() / installation.cgroup.strip("/")).rmdir()

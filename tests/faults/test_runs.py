@@ -15,45 +15,29 @@ import sys
 import time
 from pathlib import Path
 
-from installation import ROOT, Installation, ansible, bpftool, cgroup2, recap, wait
+from installation import ROOT, FirstRuns, Installation, ansible, bpftool, cgroup2, changes, wait
 
 LOCK = Path("/run/lock/colocated.tcp_sm.lock")
 RESTORE_SECONDS = 60
 
 
-def changes(installation: Installation, playbook: str, *words: str, **changed: object) -> int:
-    """Run a playbook that must succeed; the number of its changed tasks."""
-    done = installation.play(playbook, *words, **changed)
-    assert done.returncode == 0, done.stdout
-    return recap(done)["changed"]
+def test_does_check_mode_before_the_first_run_predict_and_change_nothing(first: FirstRuns) -> None:
+    assert first.predicted > 0
+    assert first.after_check == first.nothing
+    assert not first.mounted_by_check
 
 
-def test_does_every_run_change_what_it_says_and_no_more(fresh: Installation) -> None:
-    """From nothing, through a first and a second run and a live change, to nothing."""
-    nothing = fresh.snapshot()
-    assert changes(fresh, "remove") == 0
-    assert changes(fresh, "site", "--check", "--diff") > 0
-    assert fresh.snapshot() == nothing
-    assert not os.path.ismount(fresh.bpffs)
+def test_does_a_second_run_change_nothing(first: FirstRuns, applied: Installation) -> None:
+    assert first.changed > 0
+    assert changes(applied, "site", container_ports_exclude=[22]) == 0
+    assert applied.snapshot() == first.applied
 
-    assert changes(fresh, "site") > 0
-    applied = fresh.snapshot()
-    assert applied[2], "nothing is attached to the cgroup"
-    assert changes(fresh, "site") == 0
-    assert fresh.snapshot() == applied
 
-    checked = fresh.play("site", "--check", "--diff", container_mode="pass")
+def test_does_check_mode_show_live_against_wanted(applied: Installation) -> None:
+    before = applied.snapshot()
+    checked = applied.play("site", "--check", "--diff", container_mode="pass")
     assert re.search(r"^-.*mode.*\n\+.*mode", checked.stdout, re.MULTILINE), checked.stdout
-    assert fresh.snapshot() == applied
-
-    assert changes(fresh, "remove", "--check") == changes(fresh, "remove")
-    assert fresh.snapshot() == nothing
-    assert not os.path.ismount(fresh.bpffs)
-    programs = {number for path, number in applied[0].items() if "/progs/" in path}
-    deadline = time.monotonic() + 10  # the kernel frees programs in the background
-    while programs & {entry["id"] for entry in bpftool("prog", "show")}:
-        assert time.monotonic() < deadline, "programs are still loaded"
-        time.sleep(0.1)
+    assert applied.snapshot() == before
 
 
 def test_does_a_run_that_waits_in_vain_name_the_holder(applied: Installation) -> None:
@@ -189,3 +173,19 @@ def test_does_a_reboot_bring_everything_back(applied: Installation) -> None:
     for name in ("tcp_sm_ports", "tcp_sm_cidrs", "tcp_sm_config"):
         assert after[0][f"content of {name}"] == before[0][f"content of {name}"]
     assert attached_program(applied)
+
+
+def test_does_removal_do_what_it_predicted_and_leave_nothing(
+    first: FirstRuns, applied: Installation
+) -> None:
+    """The last test of this folder: afterwards nothing is applied."""
+    assert first.removed == 0
+    programs = {number for path, number in applied.pinned().items() if "/progs/" in path}
+    assert changes(applied, "remove", "--check") == changes(applied, "remove")
+    assert applied.snapshot() == first.nothing
+    assert not os.path.ismount(applied.bpffs)
+    deadline = time.monotonic() + 10  # the kernel frees programs in the background
+    while programs & {entry["id"] for entry in bpftool("prog", "show")}:
+        assert time.monotonic() < deadline, "programs are still loaded"
+        time.sleep(0.1)
+    assert changes(applied, "remove") == 0
