@@ -3,8 +3,9 @@
 """Run ansible-test on a copy of the collection at the path that it insists on.
 
 Usage: run_ansible_test.py units|sanity|integration [ARGUMENT...]
-The copy, ansible-test's home (virtual environments, caches) and its output stay below
-build/ansible-test; JUnit files go to build/test/junit.
+Each command has a copy of its own, so that they can run side by side. Copies and
+ansible-test's home (virtual environments, caches) stay below build/ansible-test; JUnit files go
+to build/test/junit.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "build" / "ansible-test"
-COLLECTIONS = BASE / "ansible_collections"
-TREE = COLLECTIONS / "colocated" / "tcp_sm"
 JUNIT = ROOT / "build" / "test" / "junit"
 # What ansible-test knows how to check; ruff and mypy look after the rest of the repository.
 PARTS = (
@@ -49,8 +48,8 @@ subprocess.check_call([sys.executable, "-m", "pip", "install", *wanted])
 """
 
 
-def copy_tree() -> None:
-    """Make TREE a fresh copy of PARTS: what git tracks or would track, and roles' files."""
+def copy_tree(tree: Path) -> None:
+    """Make tree a fresh copy of PARTS: what git tracks or would track, and roles' files."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS],
         cwd=ROOT,
@@ -60,20 +59,20 @@ def copy_tree() -> None:
     ).stdout.split("\0")
     generated = (path for path in (ROOT / "roles").glob("*/files/**/*") if path.is_file())
     names = {name for name in listed if name} | {str(p.relative_to(ROOT)) for p in generated}
-    shutil.rmtree(TREE, ignore_errors=True)
+    shutil.rmtree(tree, ignore_errors=True)
     for name in sorted(names):
-        source, target = ROOT / name, TREE / name
+        source, target = ROOT / name, tree / name
         if source.is_file() and source.suffix != ".pyc":
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     # Without a repository of its own, ansible-test would ask the outer one, which ignores build/.
-    subprocess.run(["git", "init", "--quiet", str(TREE)], check=True)
+    subprocess.run(["git", "init", "--quiet", str(tree)], check=True)
 
 
-def link_dependencies() -> None:
+def link_dependencies(collections: Path) -> None:
     """Put the collections that `make setup` unpacked beside the copy."""
     for path in (ROOT / "build" / "collections" / "ansible_collections").iterdir():
-        link = COLLECTIONS / path.name
+        link = collections / path.name
         if path.is_dir() and path.name != "colocated" and not link.exists():
             link.symlink_to(path)
 
@@ -97,12 +96,12 @@ def environment(home: Path) -> dict[str, str]:
     return keep | {"HOME": str(home), "PATH": ":".join(map(str, binaries))}
 
 
-def collect_junit(command: str) -> None:
+def collect_junit(command: str, tree: Path) -> None:
     """Copy ansible-test's JUnit files, named after the command."""
     JUNIT.mkdir(parents=True, exist_ok=True)
     for old in JUNIT.glob(f"{command}-*.xml"):
         old.unlink()
-    for index, path in enumerate(sorted((TREE / "tests" / "output" / "junit").glob("*.xml"))):
+    for index, path in enumerate(sorted((tree / "tests" / "output" / "junit").glob("*.xml"))):
         ET.parse(path)  # a truncated file should fail here and not in the summary
         shutil.copy(path, JUNIT / f"{command}-{index}.xml")
 
@@ -115,13 +114,15 @@ def main() -> int:
         "integration": ["--local", "--python", "default", "--allow-unsupported"],
     }[command]
     home = BASE / "home"
-    copy_tree()
-    link_dependencies()
+    collections = BASE / command / "ansible_collections"
+    tree = collections / "colocated" / "tcp_sm"
+    copy_tree(tree)
+    link_dependencies(collections)
     offer_get_pip(home)
     run = ["ansible-test", command, *options, "--color", "no", *arguments]
     print(f"ansible-test: {' '.join(run[1:])}", flush=True)
-    done = subprocess.run(run, cwd=TREE, env=environment(home), stdin=subprocess.DEVNULL)
-    collect_junit(command)
+    done = subprocess.run(run, cwd=tree, env=environment(home), stdin=subprocess.DEVNULL)
+    collect_junit(command, tree)
     return done.returncode
 
 
