@@ -80,7 +80,7 @@ lint-files:
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
 
-.PHONY: unit units sanity integration molecule traffic faults package-test readme-test lab-test
+.PHONY: unit units sanity integration molecule traffic faults package-test readme-test lab-test bench-test
 unit:  ## pytest units
 	@$(PYTEST) tests/unit
 units: ## ansible-test units
@@ -99,6 +99,9 @@ readme-test: build  ## the commands of README.md
 	@$(PYTEST) tests/readme
 lab-test: build  ## the lab and the demo, in a lab of the test's own
 	@$(PYTEST) tests/lab
+bench-test: build $(NAIVE)  ## a short benchmark, to see that it works
+	@ansible-playbook -i inventories/local.yml playbooks/bench.yml -e @tests/bench/short.yml \
+		-e bench_naive_object=$(CURDIR)/$(NAIVE) -e bench_report_dir=$(CURDIR)/build/test/report
 molecule: build  ## molecule scenarios
 	@ANSIBLE_CALLBACKS_ENABLED=ansible.builtin.junit JUNIT_OUTPUT_DIR=$(CURDIR)/$(JUNIT)/molecule \
 		molecule test --all --shared-state
@@ -124,10 +127,9 @@ demo: setup  ## from a bare clone to a report
 	@ansible-playbook $(LAB) playbooks/demo.yml
 	@echo "report: build/report/index.html"
 bench: setup  ## compare with TCP, a naive sockmap and AF_UNIX
-	@$(MAKE) --no-print-directory build lab
-	@ansible-playbook $(LAB) playbooks/site.yml
-	@$(MAKE) --no-print-directory $(NAIVE)
-	@ansible-playbook $(LAB) playbooks/bench.yml -e bench_naive_object=$(CURDIR)/$(NAIVE)
+	@$(MAKE) --no-print-directory build $(NAIVE)
+	@ansible-playbook -i inventories/local.yml playbooks/bench.yml \
+		-e bench_naive_object=$(CURDIR)/$(NAIVE)
 clean-lab:  ## remove the lab and what the demo applied
 	@ansible-playbook $(LAB) playbooks/remove.yml
 	@ansible-playbook $(LAB) playbooks/lab.yml -e lab_state=absent

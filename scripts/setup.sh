@@ -48,6 +48,8 @@ install_packages() {
 
 setup_packages() {
 	local -a missing
+	command -v dpkg-query >/dev/null ||
+		die "this is not Debian; the lab, the demo and the tests need Debian 12 or 13"
 	mapfile -t missing < <(missing_packages)
 	if [ "${#missing[@]}" -eq 0 ]; then
 		say "Debian packages: all present"

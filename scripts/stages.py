@@ -50,6 +50,7 @@ LANES = (
         "readme-test",
         "molecule",
         "lab-test",
+        "bench-test",
     ),
 )
 HEARTBEAT = 20.0  # seconds between signs of life
