@@ -33,8 +33,8 @@ static __always_inline __u64 this_instance(void)
  * While an upgrade attaches the new tracepoint program before the old one
  * goes, both see each recv. Counted twice, unread bytes would look read, and
  * leaving would lose them. So a socket's recv calls are counted by one
- * instance for good. Once that is gone the count stays behind: then nothing
- * is redirected to the socket any more, and it never leaves, which is safe.
+ * instance for good. Once that is gone the count stays behind: then redirecting
+ * to the socket ends at max_unread_bytes, and it never leaves, which is safe.
  */
 static __always_inline bool counts_for(struct socket_state *state)
 {
@@ -67,26 +67,35 @@ static __always_inline int needed_callbacks(const struct socket_state *state)
 	return 0;
 }
 
+/* Others' callbacks stay as they are. */
+static __always_inline void set_callbacks(struct bpf_sock_ops *skops, int wanted)
+{
+	int all = skops->bpf_sock_ops_cb_flags;
+
+	if ((all | wanted) != all)
+		bpf_sock_ops_cb_flags_set(skops, all | wanted);
+}
+
 static __always_inline void established(struct bpf_sock_ops *skops, __u8 side)
 {
 	struct bpf_sock *sk = skops->sk;
 	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	struct socket_state *state;
 
-	if (!tp)
-		return;
+	if (!tp || bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0))
+		return; /* attached to a parent cgroup as well: it has run */
 	state = side == TCP_SM_CLIENT ? client_established(skops, tp)
 				      : server_established(skops, tp);
 	if (!state) {
 		count_open(TCP_SM_R_SHORT);
-		bpf_sock_ops_cb_flags_set(skops, POSTPONED);
+		set_callbacks(skops, POSTPONED);
 		return;
 	}
 	state->watched = !state->reason || state->reason == TCP_SM_R_LEARNING ||
 			 (side == TCP_SM_SERVER && state->reason == TCP_SM_R_NO_LOCAL_PEER);
 	count_open(state->reason);
 	tell(TCP_SM_EV_OPEN, tp, state);
-	bpf_sock_ops_cb_flags_set(skops, needed_callbacks(state));
+	set_callbacks(skops, needed_callbacks(state));
 }
 
 /* Bytes went by TCP: the moment at which a connection may leave. */
@@ -102,10 +111,11 @@ static __always_inline void acknowledged(struct bpf_sock_ops *skops)
 		return;
 	pair = state->pair;
 	conn = state->reason ? NULL : bpf_map_lookup_elem(&tcp_sm_conns, &pair);
-	if (conn && READ_ONCE(conn->phase) == CONN_LEAVING)
+	if (conn && phase_of(conn, &pair) == CONN_LEAVING)
 		try_to_leave(conn, &pair);
-	if (!conn || READ_ONCE(conn->phase) == CONN_LEFT)
-		bpf_sock_ops_cb_flags_set(skops, state->reason ? 0 : BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (!conn || phase_of(conn, &pair) == CONN_LEFT)
+		bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags &
+							 ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
 /* Bytes that left the TCP queue without recv; one may be a FIN or urgent. */
@@ -144,6 +154,10 @@ int tcp_sm_sockops(struct bpf_sock_ops *skops)
 	case BPF_SOCK_OPS_TIMEOUT_INIT:
 		make_offer(skops);
 		break;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		forget(skops);
+		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		established(skops, TCP_SM_CLIENT);
 		break;
@@ -161,6 +175,19 @@ int tcp_sm_sockops(struct bpf_sock_ops *skops)
 	return 1;
 }
 
+/*
+ * Is this the first message, and a TLS handshake record? It may lead to kTLS,
+ * which cannot share a socket with a sockhash on every kernel.
+ */
+static __always_inline bool starts_tls(const struct sk_msg_md *msg, const struct flow_state *flow)
+{
+	__u8 *data = msg->data;
+
+	if (flow->msgs || flow->passed_msgs || (void *)(data + 3) > (void *)msg->data_end)
+		return false;
+	return data[0] == 0x16 && data[1] == 0x03 && data[2] <= 0x04;
+}
+
 /* The verdict is always SK_PASS: a message that is not redirected goes by TCP. */
 SEC("sk_msg")
 int tcp_sm_verdict(struct sk_msg_md *msg)
@@ -176,7 +203,8 @@ int tcp_sm_verdict(struct sk_msg_md *msg)
 
 	state = sk ? bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0) : NULL;
 	me = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (!state || !me || !count)
+	/* A socket that is closed holds no entry any more; TCP answers EPIPE. */
+	if (!state || !me || !count || !is_open(&me->inet_conn.icsk_inet.sk))
 		return SK_PASS;
 	peer.pair = state->pair;
 	peer.side = !state->side;
@@ -184,14 +212,12 @@ int tcp_sm_verdict(struct sk_msg_md *msg)
 	if (!conn)
 		return SK_PASS;
 	flow = &conn->flow[state->side & 1];
-	if (!may_redirect(conn, state, me, size))
+	if (starts_tls(msg, flow))
+		ask_to_leave(conn, &peer.pair, TCP_SM_R_ULP);
+	if (!may_redirect(conn, state, me, size) || !claim(conn, state, size))
 		goto pass;
-
-	/* The claim, then the look at the phase: see switching.h, Leaving. */
-	__sync_fetch_and_add(&flow->bytes, size);
-	if (READ_ONCE(conn->phase) != CONN_OPEN ||
-	    bpf_msg_redirect_hash(msg, &tcp_sm_sockhash, &peer, BPF_F_INGRESS) != SK_PASS) {
-		__sync_fetch_and_sub(&flow->bytes, size);
+	if (bpf_msg_redirect_hash(msg, &tcp_sm_sockhash, &peer, BPF_F_INGRESS) != SK_PASS) {
+		add_fenced(&flow->bytes, -(__u64)size);
 		goto pass;
 	}
 	flow->msgs++;
@@ -250,7 +276,7 @@ int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
 		return 0;
 	state->reader.mode = is_nonblocking(sk) ? READER_NONBLOCKING : READER_BLOCKING;
 	if (ret > 0 && !(flags & (MSG_OOB | MSG_PEEK)))
-		__sync_fetch_and_add(&state->reader.read_bytes, ret);
+		add_fenced(&state->reader.read_bytes, ret);
 	reason = judge_recv(sk, tp, state, flags);
 	if (reason && !state->reason)
 		state->reader.veto = reason;
@@ -305,10 +331,10 @@ int tcp_sm_evict(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!tp || !conn)
 		return 0;
 	if (!cfg || cfg->mode == TCP_SM_DRAIN)
-		ask_to_leave(conn, TCP_SM_R_MODE_PASS);
-	if (READ_ONCE(conn->phase) == CONN_LEAVING)
+		ask_to_leave(conn, &pair, TCP_SM_R_MODE_PASS);
+	if (phase_of(conn, &pair) == CONN_LEAVING)
 		try_to_leave(conn, &pair);
-	if (READ_ONCE(conn->phase) == CONN_LEFT)
+	if (phase_of(conn, &pair) >= CONN_LEFT)
 		return 0;
 	fill_record(&rec, TCP_SM_EV_STATUS, tp, state);
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));

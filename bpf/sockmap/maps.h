@@ -3,13 +3,12 @@
  * The maps of the sockmap channel and what is private to its programs.
  *
  * Ownership decides the locking. A socket's own state (socket_state) is
- * written under its socket lock or by its reader, and dies with the socket. A
- * connection's shared state (conn) lives from the client's establishment
- * until both ends reached TCP_CLOSE. Every program that writes to it runs
- * under the lock of one of the two sockets, so that this end cannot reach
- * TCP_CLOSE meanwhile: the entry, whose memory the kernel may hand out again
- * at once, is therefore never written after its deletion. The reader's
- * tracepoint holds no socket lock; that is why its counter is in
+ * written under its socket lock or by its reader, and dies with the socket, or
+ * when the socket begins another connection. A connection's shared entry
+ * (conn) lives from the client's establishment until both ends reached
+ * TCP_CLOSE; conn.h has its rules. Who writes to it holds it, as the lock of
+ * an end that is not closed yet, or as the server that is joining. The
+ * reader's tracepoint holds nothing; that is why its counter is in
  * socket_state, which RCU keeps, and not here.
  */
 #ifndef TCP_SM_MAPS_H
@@ -65,9 +64,11 @@ struct socket_state {
 
 enum conn_phase {
 	CONN_STARTING = 0,	/* the server's end is not in the sockhash yet */
+	CONN_JOINING,		/* it is about to be */
 	CONN_OPEN,		/* may redirect */
 	CONN_LEAVING,		/* no new redirect; both queues drain */
 	CONN_LEFT,		/* out of the sockhash, plain TCP for good */
+	CONN_DEAD,		/* deleted, or another connection's by now */
 };
 
 struct flow_state {
@@ -81,11 +82,12 @@ struct flow_state {
 	__u32 answers;		/* messages of the other end, when the burst began */
 	__u32 passing;		/* leaky count of passed messages */
 	__u32 unexplained;	/* times in a row that bytes were read past recv */
+	__u32 poisoned;		/* the count is wrong: neither redirect nor leave */
+	__u32 unused;
 };
 
 struct conn {
-	__u32 phase;		/* enum conn_phase */
-	__u32 closed;		/* bit per side that reached TCP_CLOSE */
+	__u64 word;		/* phase and more, see conn.h */
 	__u32 leave_reason;	/* enum tcp_sm_reason */
 	__u32 unused;
 	__u64 sk[2];		/* addresses of the tcp_socks, by side */
@@ -197,6 +199,18 @@ struct {
 static __always_inline __u8 other(__u8 side)
 {
 	return (side ^ 1) & 1;
+}
+
+/*
+ * Adds, as a full barrier. An atomic add whose result nobody uses is compiled
+ * to one without BPF_FETCH, which arm64 runs unordered.
+ */
+static __always_inline __u64 add_fenced(__u64 *to, __u64 value)
+{
+	__u64 before = __sync_fetch_and_add(to, value);
+
+	asm volatile("" : : "r"(before));
+	return before;
 }
 
 static __always_inline const struct tcp_sm_config *config(void)

@@ -40,7 +40,7 @@ static __always_inline bool is_nonblocking(const struct sock *sk)
 /* Fixed at the handshake. */
 static __always_inline __u8 refuse_by_birth(const struct tcp_sock *tp)
 {
-	if (tp->is_mptcp)
+	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
 		return TCP_SM_R_MPTCP;
 	if (BPF_CORE_READ_BITFIELD(tp, syn_data) ||
 	    BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child))
@@ -53,12 +53,18 @@ static __always_inline __u8 refuse_by_sender(const struct tcp_sock *tp)
 {
 	const struct sock *sk = &tp->inet_conn.icsk_inet.sk;
 
-	if (tp->inet_conn.icsk_ulp_ops)
-		return TCP_SM_R_ULP;
 	if (has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
 		return TCP_SM_R_ZEROCOPY;
 	if (sk->sk_tsflags)
 		return TCP_SM_R_TIMESTAMP;
+	return TCP_SM_R_NONE;
+}
+
+/* Set by either. */
+static __always_inline __u8 refuse_by_either(const struct tcp_sock *tp)
+{
+	if (tp->inet_conn.icsk_ulp_ops)
+		return TCP_SM_R_ULP;
 	if (BPF_CORE_READ_BITFIELD(tp, repair))
 		return TCP_SM_R_REPAIR;
 	return TCP_SM_R_NONE;
@@ -84,8 +90,10 @@ static __always_inline __u8 refuse_by_receiver(const struct tcp_sock *tp)
 
 static __always_inline __u8 refuse_by_options(const struct tcp_sock *tp)
 {
-	__u8 reason = refuse_by_sender(tp);
+	__u8 reason = refuse_by_either(tp);
 
+	if (!reason)
+		reason = refuse_by_sender(tp);
 	return reason ? reason : refuse_by_receiver(tp);
 }
 

@@ -35,7 +35,7 @@ static __always_inline __u8 refuse_request(const struct tcp_request_sock *req,
 
 	if (reason || !cfg)
 		return reason;
-	if (req->is_mptcp)
+	if (bpf_core_field_exists(req->is_mptcp) && req->is_mptcp)
 		return TCP_SM_R_MPTCP;
 	if (req->tfo_listener)
 		return TCP_SM_R_TFO;
@@ -45,11 +45,6 @@ static __always_inline __u8 refuse_request(const struct tcp_request_sock *req,
 	return reason ? reason : refuse_by_ignorance(cfg, p, listener);
 }
 
-static __always_inline __u64 hash_of(struct tcp_sm_pair pair)
-{
-	return ((__u64)pair.client_isn << 32 | pair.server_isn) * 0x9e3779b97f4a7c15ULL;
-}
-
 static __always_inline __u64 word_of(struct tcp_sm_pair pair)
 {
 	return (__u64)pair.client_isn << 32 | pair.server_isn;
@@ -57,7 +52,7 @@ static __always_inline __u64 word_of(struct tcp_sm_pair pair)
 
 static __always_inline struct offer *offer_slot(struct tcp_sm_pair pair)
 {
-	__u32 slot = (hash_of(pair) >> 32) % OFFERS;
+	__u32 slot = (hash_of(&pair) >> 32) % OFFERS;
 
 	return bpf_map_lookup_elem(&tcp_sm_offers, &slot);
 }
@@ -68,7 +63,7 @@ static __always_inline void put_offer(struct tcp_sm_pair pair, __u8 reason)
 
 	if (!offer)
 		return;
-	WRITE_ONCE(offer->tagged_reason, hash_of(pair) << 8 | reason);
+	WRITE_ONCE(offer->tagged_reason, hash_of(&pair) << 8 | reason);
 	WRITE_ONCE(offer->pair, word_of(pair));
 }
 
@@ -81,7 +76,7 @@ static __always_inline __u8 get_offer(struct tcp_sm_pair pair)
 	if (!offer || READ_ONCE(offer->pair) != word_of(pair))
 		return TCP_SM_R_NO_LOCAL_PEER;
 	tagged = READ_ONCE(offer->tagged_reason);
-	if (tagged >> 8 != hash_of(pair) << 8 >> 8)
+	if (tagged >> 8 != hash_of(&pair) << 8 >> 8)
 		return TCP_SM_R_NO_LOCAL_PEER;
 	return (__u8)tagged;
 }
@@ -185,6 +180,7 @@ static __always_inline __u8 join_client(struct bpf_sock_ops *skops, struct socke
 
 	if (reason)
 		return reason;
+	fresh.word = first_word(&pair);
 	set_end(&fresh, state, tp);
 	if (bpf_map_update_elem(&tcp_sm_conns, &pair, &fresh, BPF_NOEXIST))
 		return TCP_SM_R_NO_MEMORY;
@@ -222,24 +218,27 @@ static __always_inline struct socket_state *client_established(struct bpf_sock_o
 static __always_inline __u8 join_server(struct bpf_sock_ops *skops, struct socket_state *state,
 					const struct tcp_sock *tp, struct conn *conn)
 {
-	struct tcp_sm_end end = {.pair = state->pair};
+	struct tcp_sm_pair pair = state->pair;
 	__u8 reason = refuse_by_options(tp);
 
-	if (!reason)
-		reason = enter(skops, state);
 	if (reason) {
-		ask_to_leave(conn, TCP_SM_R_PEER_LEFT);
+		ask_to_leave(conn, &pair, TCP_SM_R_PEER_LEFT);
 		return reason;
 	}
+	if (!advance(conn, &pair, CONN_STARTING, CONN_JOINING, SERVER_IN))
+		return TCP_SM_R_PEER_LEFT;
 	set_end(conn, state, tp);
+	reason = enter(skops, state);
+	if (reason) {
+		unjoin(conn, &pair);
+		return reason;
+	}
 	/* A sender that sees OPEN sees both ends: the swap is a full barrier. */
-	if (__sync_val_compare_and_swap(&conn->phase, CONN_STARTING, CONN_OPEN) == CONN_STARTING)
-		return TCP_SM_R_NONE;
-	/* The client asked to leave meanwhile. Nothing was ever queued here. */
-	conn->sk[TCP_SM_SERVER] = 0;
-	end.side = TCP_SM_SERVER;
-	bpf_map_delete_elem(&tcp_sm_sockhash, &end);
-	return conn->leave_reason;
+	advance(conn, &pair, CONN_JOINING, CONN_OPEN, 0);
+	reason = READ_ONCE(conn->leave_reason);
+	if (reason)
+		ask_to_leave(conn, &pair, reason);
+	return TCP_SM_R_NONE;
 }
 
 /* Likewise for the server's socket. */
@@ -264,7 +263,7 @@ static __always_inline struct socket_state *server_established(struct bpf_sock_o
 	if (conn)
 		state->peer_cookie = conn->cookie[TCP_SM_CLIENT];
 	if (conn && answer)
-		ask_to_leave(conn, TCP_SM_R_PEER_LEFT);
+		ask_to_leave(conn, &pair, TCP_SM_R_PEER_LEFT);
 	if (conn && !answer) {
 		state->reason = join_server(skops, state, tp, conn);
 	} else if (answer & ANSWERED) {
@@ -310,20 +309,42 @@ static __always_inline void track_late(struct sock *sk, const struct tcp_sock *t
 	state->reason = TCP_SM_R_SHORT;
 }
 
-/* At TCP_CLOSE of @state's socket; the second end takes the connection away. */
+/* At TCP_CLOSE of @state's socket, which may come twice. */
 static __always_inline void close_end(const struct socket_state *state)
 {
 	struct tcp_sm_pair pair = state->pair;
 	struct conn *conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
-	__u32 before;
+	__u64 redirected;
+	__u8 reason;
 
 	if (!conn || state->reason)
 		return;
-	judge_gain(state, conn->flow[0].msgs + conn->flow[1].msgs, conn->leave_reason);
-	before = __sync_fetch_and_or(&conn->closed, 1 << (state->side & 1));
-	/* The server's end never joined: nobody else will close it. */
-	if (before || !conn->sk[TCP_SM_SERVER])
-		bpf_map_delete_elem(&tcp_sm_conns, &pair);
+	redirected = conn->flow[0].msgs + conn->flow[1].msgs;
+	reason = conn->leave_reason;
+	if (close_side(conn, &pair, state->side))
+		judge_gain(state, redirected, reason);
+}
+
+/*
+ * TCP_CLOSE leaves a socket in the sockhash, with its queue, so that what it
+ * received can still be read. A socket that then begins another connection
+ * must bring neither along.
+ */
+static __always_inline void forget(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0) : NULL;
+	struct tcp_sm_end end;
+
+	if (!state)
+		return;
+	end.pair = state->pair;
+	end.side = state->side;
+	if (!state->reason) {
+		bpf_map_delete_elem(&tcp_sm_sockhash, &end);
+		close_end(state);
+	}
+	bpf_sk_storage_delete(&tcp_sm_socks, sk);
 }
 
 #endif

@@ -127,7 +127,7 @@ static __always_inline void judge_gain(const struct socket_state *state, __u64 r
 		else
 			vote_for(p);
 	} else if (reason == TCP_SM_R_BLOCKING || reason == TCP_SM_R_STREAM ||
-		   reason == TCP_SM_R_SENDFILE) {
+		   reason == TCP_SM_R_SENDFILE || reason == TCP_SM_R_ULP) {
 		vote_against(p, reason);
 	} else if (redirected < GAIN_MSGS) {
 		vote_against(p, TCP_SM_R_SHORT);

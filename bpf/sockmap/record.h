@@ -3,6 +3,7 @@
 #ifndef TCP_SM_RECORD_H
 #define TCP_SM_RECORD_H
 
+#include "conn.h"
 #include "scope.h"
 
 static __always_inline void fill_flows(struct tcp_sm_record *rec, const struct conn *conn,
@@ -26,7 +27,7 @@ static __always_inline void fill_flows(struct tcp_sm_record *rec, const struct c
 /* The channel is the connection's, not the socket's: a peer may have left for both. */
 static __always_inline void fill_state(struct tcp_sm_record *rec, const struct conn *conn)
 {
-	if (conn->phase >= CONN_LEAVING)
+	if (phase_of(conn, &rec->pair) >= CONN_LEAVING)
 		rec->reason = conn->leave_reason;
 	else if (!conn->flow[0].msgs && !conn->flow[1].msgs)
 		rec->reason = TCP_SM_R_STARTING;

@@ -39,20 +39,21 @@
  *    LEAVING therefore means: everything claimed was read; nothing is in
  *    flight; nothing new can be claimed.
  *  - A redirect that fails after the claim (no memory) leaves flow.bytes too
- *    large for ever. Then the connection never leaves; it passes every message
- *    to TCP, which is slow but right.
+ *    large for ever. Then the connection never leaves, which is slow but right.
  * All of it is arithmetic modulo 2^32: the true unread count is bounded by
- * max_unread_bytes plus one message.
+ * max_unread_bytes, and a count beyond that is never trusted again.
  */
 #ifndef TCP_SM_SWITCHING_H
 #define TCP_SM_SWITCHING_H
 
+#include "conn.h"
 #include "options.h"
 #include "profile.h"
 
 /* Every known use of MSG_OOB sends up to this many bytes, and a verdict cannot
  * see the flag. Such messages go by TCP, where the urgent byte stays urgent. */
 #define URGENT_SIZE 3
+#define UNREAD_MAX (1U << 30)	/* what the configuration can allow at most */
 #define UNEXPLAINED_LIMIT 32
 #define BURST_MSGS 16
 #define PAUSE_NS (8 * 1000 * 1000ULL)	/* two ticks of the coarse clock at 250 Hz */
@@ -66,7 +67,7 @@ static __always_inline __u32 first_seq(const struct tcp_sm_pair *pair, __u8 rece
 	return (receiver == TCP_SM_SERVER ? pair->client_isn : pair->server_isn) + 1;
 }
 
-/* Bytes claimed for @receiver and not yet read; may err upwards, never downwards. */
+/* Bytes claimed for @receiver and not yet read; errs upwards at most. */
 static __always_inline __u32 unread_bytes(struct conn *conn, const struct tcp_sm_pair *pair,
 					  __u8 receiver, __u64 claimed,
 					  const struct reader_state *reader)
@@ -84,36 +85,51 @@ static __always_inline bool read_reader(struct conn *conn, __u8 side,
 				      (void *)conn->reader[side & 1]);
 }
 
-/* The first reason stays. From here on every message of both ends passes. */
-static __always_inline void ask_to_leave(struct conn *conn, __u8 reason)
+/*
+ * The first reason stays. From here on every message of both ends passes. A
+ * server that is joining sees the reason once it has joined.
+ */
+static __always_inline void ask_to_leave(struct conn *conn, const struct tcp_sm_pair *pair,
+					 __u8 reason)
 {
 	__sync_val_compare_and_swap(&conn->leave_reason, TCP_SM_R_NONE, reason);
-	if (__sync_val_compare_and_swap(&conn->phase, CONN_OPEN, CONN_LEAVING) ==
-	    CONN_STARTING)
-		__sync_val_compare_and_swap(&conn->phase, CONN_STARTING, CONN_LEAVING);
+	if (!advance(conn, pair, CONN_OPEN, CONN_LEAVING, 0))
+		advance(conn, pair, CONN_STARTING, CONN_LEAVING, 0);
+}
+
+/*
+ * More unread than can have been redirected: recv calls were counted twice or
+ * not at all, as when programs are attached in ways the loader never uses.
+ * From then on the count proves nothing, not even when it wraps to 0.
+ */
+static __always_inline bool is_poisoned(struct flow_state *flow, __u32 unread)
+{
+	if (unread > UNREAD_MAX)
+		WRITE_ONCE(flow->poisoned, 1);
+	return READ_ONCE(flow->poisoned);
 }
 
 static __always_inline bool is_drained(struct conn *conn, const struct tcp_sm_pair *pair,
 				       __u8 receiver)
 {
 	struct flow_state *flow = &conn->flow[other(receiver)];
-	__u64 claimed = __sync_fetch_and_add(&flow->bytes, 0);
+	__u64 claimed = add_fenced(&flow->bytes, 0);
 	struct reader_state reader;
+	__u32 unread;
 
 	if (!claimed)
 		return true;
 	if (!read_reader(conn, receiver, &reader))
 		return false;
-	barrier();
-	return !unread_bytes(conn, pair, receiver, claimed, &reader);
+	add_fenced(&flow->bytes, 0); /* read_bytes before copied_seq */
+	unread = unread_bytes(conn, pair, receiver, claimed, &reader);
+	return !is_poisoned(flow, unread) && !unread;
 }
 
 /*
  * Runs where the verifier lets a program delete from a sockhash: in sockops,
  * when an ACK arrives, and in the iterator that an operator starts. The latter
- * holds no socket lock, so @conn may meanwhile belong to another pair: then
- * that one stays in the sockhash, passing, until it closes; the keys deleted
- * here are @pair's in any case.
+ * holds no socket lock; should @conn be another pair's by now, the tag says so.
  */
 static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_pair *pair)
 {
@@ -122,7 +138,7 @@ static __always_inline void try_to_leave(struct conn *conn, const struct tcp_sm_
 
 	if (!is_drained(conn, pair, TCP_SM_CLIENT) || !is_drained(conn, pair, TCP_SM_SERVER))
 		return;
-	if (__sync_val_compare_and_swap(&conn->phase, CONN_LEAVING, CONN_LEFT) != CONN_LEAVING)
+	if (!advance(conn, pair, CONN_LEAVING, CONN_LEFT, 0))
 		return;
 	end.side = TCP_SM_CLIENT;
 	bpf_map_delete_elem(&tcp_sm_sockhash, &end);
@@ -177,13 +193,13 @@ static __always_inline bool is_large_sendfile(const struct flow_state *flow, boo
 }
 
 /* Passing through a sockhash is dearer than plain TCP: who mostly does, leaves. */
-static __always_inline void weigh(struct conn *conn, struct flow_state *flow, bool redirect,
-				  __u8 reason)
+static __always_inline void weigh(struct conn *conn, const struct tcp_sm_pair *pair,
+				  struct flow_state *flow, bool redirect, __u8 reason)
 {
 	if (redirect)
 		flow->passing -= flow->passing ? 1 : 0;
 	else if ((flow->passing += PASS_COST) > PASS_LIMIT)
-		ask_to_leave(conn, reason);
+		ask_to_leave(conn, pair, reason);
 }
 
 static __always_inline bool is_open(const struct sock *sk)
@@ -208,7 +224,11 @@ static __always_inline __u8 refuse_by_conduct(const struct tcp_sock *me,
 		return TCP_SM_R_BLOCKING;
 	if (reader->veto)
 		return reader->veto;
-	reason = refuse_by_receiver(peer);
+	reason = refuse_by_either(me);
+	if (!reason)
+		reason = refuse_by_either(peer);
+	if (!reason)
+		reason = refuse_by_receiver(peer);
 	return reason ? reason : refuse_by_sender(me);
 }
 
@@ -217,53 +237,79 @@ static __always_inline bool may_redirect(struct conn *conn, const struct socket_
 					 const struct tcp_sock *me, __u32 size)
 {
 	__u8 from = state->side & 1, to = other(state->side);
-	const struct sock *sk = &me->inet_conn.icsk_inet.sk;
+	const struct sock *sk = &me->inet_conn.icsk_inet.sk, *peer_sk;
 	const struct tcp_sm_config *cfg = config();
 	struct flow_state *flow = &conn->flow[from];
-	const struct tcp_sock *peer = tcp_at(conn->sk[to]);
-	struct reader_state reader;
 	bool far, tcp_drained, stream, sendfile, redirect;
+	struct tcp_sm_pair pair = state->pair;
+	struct reader_state reader;
+	const struct tcp_sock *peer;
+	enum conn_phase phase = phase_of(conn, &pair);
 	__u32 unread;
 	__u8 reason;
 
-	if (!cfg || cfg->mode == TCP_SM_PASS || READ_ONCE(conn->phase) >= CONN_LEAVING)
+	if (!cfg || cfg->mode == TCP_SM_PASS || phase >= CONN_LEAVING)
 		return false;
 	if (cfg->mode != TCP_SM_ON)
-		ask_to_leave(conn, TCP_SM_R_MODE_PASS);
+		ask_to_leave(conn, &pair, TCP_SM_R_MODE_PASS);
 	if (is_blocking(sk))
-		ask_to_leave(conn, TCP_SM_R_BLOCKING);
-	if (READ_ONCE(conn->phase) != CONN_OPEN || !read_reader(conn, to, &reader) ||
-	    has_no_file(&peer->inet_conn.icsk_inet.sk))
+		ask_to_leave(conn, &pair, TCP_SM_R_BLOCKING);
+	if (phase_of(conn, &pair) != CONN_OPEN)
+		return false;
+	peer = tcp_at(conn->sk[to]);
+	peer_sk = &peer->inet_conn.icsk_inet.sk;
+	if (!read_reader(conn, to, &reader) || has_no_file(peer_sk) ||
+	    peer_sk->sk_shutdown & RCV_SHUTDOWN)
 		return false;
 	reason = refuse_by_conduct(me, peer, &reader);
 	if (reason) {
-		ask_to_leave(conn, reason);
+		ask_to_leave(conn, &pair, reason);
 		return false;
 	}
 	barrier();
 	tcp_drained = READ_ONCE(peer->copied_seq) == me->write_seq;
-	unread = unread_bytes(conn, &state->pair, to, flow->bytes, &reader);
+	unread = unread_bytes(conn, &pair, to, flow->bytes, &reader);
 	if (tcp_drained && unread && !flow->bytes) {
 		/* TCP bytes consumed, yet not returned by recv: the recv that
 		 * read them is about to be counted, or it was no recv. */
 		if (++flow->unexplained > UNEXPLAINED_LIMIT)
-			ask_to_leave(conn, TCP_SM_R_SPLICE);
+			ask_to_leave(conn, &pair, TCP_SM_R_SPLICE);
 		return false;
 	}
-	if (reader.mode != READER_NONBLOCKING)
+	if (reader.mode != READER_NONBLOCKING || (tcp_drained && is_poisoned(flow, unread)))
 		return false;
 	flow->unexplained = 0;
 	if (!unread)
 		flow->unread_msgs = 0;
-	far = sk->__sk_common.skc_net.net !=
-	      peer->inet_conn.icsk_inet.sk.__sk_common.skc_net.net;
+	far = sk->__sk_common.skc_net.net != peer_sk->__sk_common.skc_net.net;
 	stream = is_stream(conn, from, size, cfg->max_burst);
 	sendfile = is_large_sendfile(flow, far);
 	redirect = !stream && !sendfile && tcp_drained && size > URGENT_SIZE &&
-		   unread + size <= cfg->max_unread_bytes &&
-		   flow->unread_msgs < cfg->max_unread_msgs && is_open(sk);
-	weigh(conn, flow, redirect, sendfile ? TCP_SM_R_SENDFILE : TCP_SM_R_STREAM);
+		   unread <= cfg->max_unread_bytes &&
+		   size <= cfg->max_unread_bytes - unread &&
+		   flow->unread_msgs < cfg->max_unread_msgs;
+	weigh(conn, &pair, flow, redirect, sendfile ? TCP_SM_R_SENDFILE : TCP_SM_R_STREAM);
 	return redirect;
+}
+
+/*
+ * Claims @size bytes, then looks again at what may have changed since
+ * copied_seq was read: whether the connection is leaving, and whether its
+ * reader turned to blocking recv, which gives its lock away (F3).
+ */
+static __always_inline bool claim(struct conn *conn, const struct socket_state *state,
+				  __u32 size)
+{
+	struct flow_state *flow = &conn->flow[state->side & 1];
+	const struct tcp_sock *peer = tcp_at(conn->sk[other(state->side)]);
+	struct tcp_sm_pair pair = state->pair;
+
+	add_fenced(&flow->bytes, size);
+	if (phase_of(conn, &pair) == CONN_OPEN &&
+	    is_nonblocking(&peer->inet_conn.icsk_inet.sk))
+		return true;
+	add_fenced(&flow->bytes, -(__u64)size);
+	return false;
 }
 
 #endif
