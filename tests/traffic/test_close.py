@@ -135,25 +135,6 @@ def test_reset_by_the_server(stage: Stage) -> None:
     stage.compare(reset_by_server)
 
 
-def unread_tcp_bytes(scene: Scene) -> None:
-    """Close with unread data that came before anything was redirected."""
-    client, server = scene.pair(warm=False)
-    send(client, b"never read")
-    wait(server, select.POLLIN)
-    server.close()
-    scene.note("events", wait(client, HUP) & (select.POLLERR | select.POLLHUP))
-    scene.attempt("read", client.recv, 10)
-
-
-def test_close_with_unread_first_bytes(stage: Stage) -> None:
-    for way in ("off", "on"):
-        outcome = stage.play(unread_tcp_bytes, way)
-        assert outcome.notes == [
-            ("events", select.POLLERR | select.POLLHUP),
-            ("read", "ECONNRESET"),
-        ], way
-
-
 def killed_writer(scene: Scene) -> None:
     client, server = scene.pair()
     scene.watch(server=server)

@@ -14,10 +14,8 @@ import select
 import socket
 import struct
 
-from harness.channel import wait_for
 from harness.scene import Scene, Stage, receive, send, wait
 from test_close import HUP, disconnect, reset
-from test_receive import unread
 
 
 def close_with_unread(scene: Scene) -> None:
@@ -106,28 +104,6 @@ def error_of_disconnect(scene: Scene) -> None:
 
 def test_reading_after_a_disconnect(stage: Stage) -> None:
     stage.differs(error_of_disconnect, tcp=[("read", "ECONNRESET")], ours=[("read", "EAGAIN")])
-
-
-def peek_over_the_boundary(scene: Scene) -> None:
-    """The tail is short and goes by TCP; a peek shows the redirected bytes only."""
-    client, server = scene.pair()
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    send(client, b"redirected")
-    send(client, b"tcp")
-    try:
-        wait_for("all bytes", lambda: len(server.recv(100, socket.MSG_PEEK)) == 13, 0.5)
-    except TimeoutError:
-        scene.note("unread", unread(server))
-    scene.attempt("peek", server.recv, 100, socket.MSG_PEEK)
-    scene.note("read", receive(server, 13))
-
-
-def test_a_peek_and_fionread_end_where_redirected_bytes_end(stage: Stage) -> None:
-    stage.differs(
-        peek_over_the_boundary,
-        tcp=[("peek", b"redirectedtcp"), ("read", b"redirectedtcp")],
-        ours=[("unread", 10), ("peek", b"redirected"), ("read", b"redirectedtcp")],
-    )
 
 
 def first_trunc(scene: Scene) -> None:

@@ -81,6 +81,25 @@ def test_msg_peek_over_several_messages(stage: Stage) -> None:
     stage.compare(peek_over_messages)
 
 
+def peek_to_the_end(scene: Scene) -> None:
+    """A peek and FIONREAD see a tail of any size."""
+    client, server = scene.pair()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for turn, tail in enumerate((b"a", b"abc", b"abcd" * 100)):
+        if turn == 2:
+            scene.middle()
+        send(client, b"the beginning")
+        send(client, tail)
+        size = 13 + len(tail)
+        wait_for("all bytes", lambda size=size: len(server.recv(9999, socket.MSG_PEEK)) == size)
+        scene.note("FIONREAD", unread(server))
+        scene.note("read", receive(server, size))
+
+
+def test_peek_to_the_end(stage: Stage) -> None:
+    stage.compare(peek_to_the_end)
+
+
 def peek_offset(scene: Scene) -> None:
     client, server = prepared(scene, socket.SOL_SOCKET, SO_PEEK_OFF, 0)
     send(client, b"abcdef")

@@ -26,7 +26,7 @@ INCLUDE, EXCLUDE = 1, 2
 SO_COOKIE = 57
 
 ROOT = Path(__file__).resolve().parents[3]
-OBJECT = ROOT / "build" / "bpf" / "sockmap.bpf.o"
+OBJECT = Path(os.environ.get("TCP_SM_OBJECT", ROOT / "build" / "bpf" / "sockmap.bpf.o"))
 
 
 class Reason(enum.IntEnum):
