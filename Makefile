@@ -71,9 +71,11 @@ lint-yaml:
 	@yamllint --strict .
 lint-ansible:
 	@ansible-lint --offline --profile production
-lint-bpf:
+lint-bpf: bpf
 	@for f in $(BPF_SRC) tests/naive/*.bpf.c; do \
 		clang $(BPF_CFLAGS) -Wextra -Wno-unused-parameter -Wshadow -fsyntax-only $$f; done
+	@! llvm-objdump -d $(BPF_OBJ) | grep 'lock \*(' || \
+		{ echo "an atomic without BPF_FETCH orders nothing on arm64: use add_fenced" >&2; exit 1; }
 lint-files:
 	@$(PY) scripts/lint_files.py
 

@@ -143,8 +143,8 @@ EXPLANATIONS: dict[Reason, str] = {
         "TCP for connections inside one host."
     ),
     Reason.ULP: (
-        "An upper layer protocol such as kTLS owns the socket; switch kernel TLS off in the "
-        "application to have it accelerated."
+        "The connection begins with a TLS handshake, which may lead to kTLS, or has an upper layer "
+        "protocol already; TLS stays on TCP."
     ),
     Reason.ZEROCOPY: (
         "The application set SO_ZEROCOPY and waits for completions only TCP gives; switch "
