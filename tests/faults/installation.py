@@ -125,7 +125,9 @@ class Installation:
         for name in ("tcp_sm_config", "tcp_sm_ports", "tcp_sm_cidrs"):
             path = self.pins / "maps" / name
             if path.exists():
-                found[f"content of {name}"] = bpftool("map", "dump", "pinned", str(path))
+                entries = bpftool("map", "dump", "pinned", str(path))
+                # A hash map gives them in an order that differs from load to load.
+                found[f"content of {name}"] = sorted(entries, key=lambda entry: entry["key"])
         return found
 
     def files(self) -> dict[str, str]:
