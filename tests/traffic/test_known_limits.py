@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import select
 import socket
 import struct
 
 from harness.scene import Scene, Stage, receive, send, wait
 from test_close import HUP, disconnect, reset
+from test_receive import splice
 
 
 def close_with_unread(scene: Scene) -> None:
@@ -146,4 +148,25 @@ def test_tcp_info_does_not_count_redirected_bytes(stage: Stage) -> None:
         counters,
         tcp=[("read", 5000), ("in TCP_INFO", 5000)],
         ours=[("read", 5000), ("in TCP_INFO", 0)],
+    )
+
+
+def splice_after_recv(scene: Scene) -> None:
+    """A reader that has always used recv turns to splice while redirected bytes wait."""
+    client, server = scene.pair()
+    reader, writer = os.pipe()
+    send(client, b"redirected")
+    wait(server, select.POLLIN)
+    scene.attempt("splice", splice, server.fileno(), writer, 100)
+    scene.attempt("recv", server.recv, 100)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_splice_does_not_see_redirected_bytes(stage: Stage) -> None:
+    """It passes them over: such a program's port is kept on TCP once it was seen."""
+    stage.differs(
+        splice_after_recv,
+        tcp=[("splice", 10), ("recv", "EAGAIN")],
+        ours=[("splice", "EAGAIN"), ("recv", b"redirected")],
     )

@@ -399,7 +399,7 @@ def test_msg_trunc(stage: Stage) -> None:
     stage.compare(truncated, Reason.RECV_FLAGS, LEARNING)
 
 
-def _splice(source: int, target: int, size: int, flags: int = SPLICE_NONBLOCK) -> int:
+def splice(source: int, target: int, size: int, flags: int = SPLICE_NONBLOCK) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     count = libc.splice(source, None, target, None, size, flags)
     if count < 0:
@@ -422,7 +422,7 @@ def splice_out(scene: Scene) -> None:
             if not wait(server, select.POLLIN):
                 raise TimeoutError(f"{left} bytes are missing")
             try:
-                count = _splice(server.fileno(), writer, left)
+                count = splice(server.fileno(), writer, left)
             except BlockingIOError:
                 scene.note("EAGAIN although readable", start)
                 return
@@ -434,7 +434,7 @@ def splice_out(scene: Scene) -> None:
         if start == 100_000:
             scene.middle()
     scene.note("sha256", got.hexdigest())
-    scene.attempt("empty", _splice, server.fileno(), writer, 10)
+    scene.attempt("empty", splice, server.fileno(), writer, 10)
 
 
 def test_splice_from_the_socket(stage: Stage) -> None:
@@ -467,7 +467,7 @@ def sendfile(scene: Scene) -> None:
             send(client, b"between")
             expected.update(b"between")
             os.write(writer, b"piped bytes")
-            moved = _splice(reader, client.fileno(), 11, 0)
+            moved = splice(reader, client.fileno(), 11, 0)
             expected.update(b"piped bytes"[:moved])
             got.update(receive(server, offset - offset_before + 7 + moved))
             if offset > len(data) // 2:
