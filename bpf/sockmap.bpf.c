@@ -61,7 +61,8 @@ static __always_inline int needed_callbacks(const struct socket_state *state)
 	const struct tcp_sm_config *cfg = config();
 
 	if (!state->reason)
-		return BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG;
+		return BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG |
+		       BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 	if (state->reason == TCP_SM_R_LEARNING || (cfg && cfg->events))
 		return BPF_SOCK_OPS_STATE_CB_FLAG;
 	return 0;
@@ -118,6 +119,42 @@ static __always_inline void acknowledged(struct bpf_sock_ops *skops)
 							 ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
+/*
+ * This socket sends a packet: it acknowledges bytes that came by TCP. A reader
+ * that trusts short reads or FIONREAD may have stopped before them, so it gets
+ * out of the sockhash and a new edge, which setting SO_RCVLOWAT makes.
+ */
+static __always_inline void acknowledges(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	struct tcp_sm_end end = {};
+	struct socket_state *state;
+	enum conn_phase phase;
+	struct conn *conn;
+	int lowat;
+
+	state = tp ? bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0) : NULL;
+	if (!state || state->reason)
+		return;
+	end.pair = state->pair;
+	end.side = state->side;
+	conn = bpf_map_lookup_elem(&tcp_sm_conns, &end.pair);
+	phase = conn ? phase_of(conn, &end.pair) : CONN_DEAD;
+	if (!conn || phase < CONN_LEAVING)
+		return;
+	if (phase == CONN_LEAVING) {
+		if (!is_drained(conn, &end.pair, state->side))
+			return;
+		bpf_map_delete_elem(&tcp_sm_sockhash, &end);
+		try_to_leave(conn, &end.pair);
+	}
+	lowat = tp->inet_conn.icsk_inet.sk.sk_rcvlowat;
+	bpf_setsockopt(skops, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat));
+	bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags &
+						 ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
 /* Bytes that left the TCP queue without recv; one may be a FIN or urgent. */
 static __always_inline bool was_spliced(const struct socket_state *state,
 					const struct tcp_sock *tp)
@@ -163,6 +200,9 @@ int tcp_sm_sockops(struct bpf_sock_ops *skops)
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		established(skops, TCP_SM_SERVER);
+		break;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		acknowledges(skops);
 		break;
 	case BPF_SOCK_OPS_RTT_CB:
 		acknowledged(skops);
@@ -330,7 +370,8 @@ int tcp_sm_evict(struct bpf_iter__bpf_sk_storage_map *ctx)
 	conn = bpf_map_lookup_elem(&tcp_sm_conns, &pair);
 	if (!tp || !conn)
 		return 0;
-	if (!cfg || cfg->mode == TCP_SM_DRAIN)
+	if ((!cfg || cfg->mode == TCP_SM_DRAIN) && is_drained(conn, &pair, TCP_SM_CLIENT) &&
+	    is_drained(conn, &pair, TCP_SM_SERVER))
 		ask_to_leave(conn, &pair, TCP_SM_R_MODE_PASS);
 	if (phase_of(conn, &pair) == CONN_LEAVING)
 		try_to_leave(conn, &pair);

@@ -14,6 +14,8 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6
+#define SOL_SOCKET 1
+#define SO_RCVLOWAT 18
 #define O_NONBLOCK 00004000
 #define MSG_OOB 0x1
 #define MSG_PEEK 0x2
@@ -108,6 +110,7 @@ struct inet_sock {
 };
 
 struct tcp_ulp_ops;
+struct request_sock;
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
@@ -128,6 +131,7 @@ struct tcp_sock {
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
 	__u16 urg_data;
+	struct request_sock *fastopen_rsk;
 	__u32 data_segs_in;
 	__u32 data_segs_out;
 	__u32 snd_una;

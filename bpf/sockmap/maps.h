@@ -89,7 +89,7 @@ struct flow_state {
 struct conn {
 	__u64 word;		/* phase and more, see conn.h */
 	__u32 leave_reason;	/* enum tcp_sm_reason */
-	__u32 unused;
+	__u32 trusted;		/* bit per side whose profile knows how it reads */
 	__u64 sk[2];		/* addresses of the tcp_socks, by side */
 	__u64 reader[2];	/* addresses of their reader_states */
 	__u64 cookie[2];

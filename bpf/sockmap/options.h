@@ -43,7 +43,7 @@ static __always_inline __u8 refuse_by_birth(const struct tcp_sock *tp)
 	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
 		return TCP_SM_R_MPTCP;
 	if (BPF_CORE_READ_BITFIELD(tp, syn_data) ||
-	    BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child))
+	    BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child) || tp->fastopen_rsk)
 		return TCP_SM_R_TFO;
 	return TCP_SM_R_NONE;
 }

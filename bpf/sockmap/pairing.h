@@ -148,6 +148,8 @@ static __always_inline void set_end(struct conn *conn, const struct socket_state
 	conn->sk[side] = (__u64)tp;
 	conn->reader[side] = (__u64)&state->reader;
 	conn->cookie[side] = state->cookie;
+	if (is_trusted(state))
+		__sync_fetch_and_or(&conn->trusted, 1 << side);
 }
 
 static __always_inline __u8 refuse_client(const struct tcp_sock *tp,

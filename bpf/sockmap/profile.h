@@ -49,6 +49,15 @@ static __always_inline bool is_sticky(__u8 reason)
 	       reason == TCP_SM_R_TIMESTAMP;
 }
 
+/* Trusted to read by non-blocking recv before it was seen to. */
+static __always_inline bool is_trusted(const struct socket_state *state)
+{
+	struct profile *p = profile_of(state->cgroup, state->server_port, state->side, false);
+	const struct tcp_sm_config *cfg = config();
+
+	return (p && p->known && !p->veto) || (cfg && cfg->eager);
+}
+
 /* Without a lock: a lost update costs one connection's vote. */
 static __always_inline void vote_against(struct profile *p, __u8 reason)
 {
@@ -119,15 +128,15 @@ static __always_inline void judge_gain(const struct socket_state *state, __u64 r
 {
 	struct profile *p = profile_of(state->cgroup, state->server_port, state->side, true);
 
-	if (!p)
+	if (!p || reason == TCP_SM_R_LEARNING || reason == TCP_SM_R_STARTING ||
+	    reason == TCP_SM_R_MODE_PASS || reason == TCP_SM_R_PEER_LEFT)
 		return;
 	if (state->side == TCP_SM_CLIENT) {
 		if (reason == TCP_SM_R_BLOCKING)
 			vote_against(p, reason);
 		else
 			vote_for(p);
-	} else if (reason == TCP_SM_R_BLOCKING || reason == TCP_SM_R_STREAM ||
-		   reason == TCP_SM_R_SENDFILE || reason == TCP_SM_R_ULP) {
+	} else if (reason) {
 		vote_against(p, reason);
 	} else if (redirected < GAIN_MSGS) {
 		vote_against(p, TCP_SM_R_SHORT);

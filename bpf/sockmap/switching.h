@@ -59,6 +59,7 @@
 #define PAUSE_NS (8 * 1000 * 1000ULL)	/* two ticks of the coarse clock at 250 Hz */
 #define SENDFILE_NEAR (16 << 10)
 #define SENDFILE_FAR (128 << 10)
+#define TCP_PIECE 512	/* any reader's buffer takes this much in one recv */
 #define PASS_LIMIT 128
 #define PASS_COST 4		/* of a passed message; a redirected one pays back one */
 
@@ -232,63 +233,104 @@ static __always_inline __u8 refuse_by_conduct(const struct tcp_sock *me,
 	return reason ? reason : refuse_by_sender(me);
 }
 
-/* May @size bytes from @me be queued at the other end right now? */
+/* Why this message should go by TCP, and with it the connection. */
+static __always_inline __u8 refuse_message(struct conn *conn, __u8 from, __u32 size,
+					   const struct tcp_sm_config *cfg,
+					   const struct tcp_sock *me, const struct tcp_sock *peer)
+{
+	const struct sock *mine = &me->inet_conn.icsk_inet.sk;
+	const struct sock *theirs = &peer->inet_conn.icsk_inet.sk;
+	bool far = mine->__sk_common.skc_net.net != theirs->__sk_common.skc_net.net;
+	bool stream = is_stream(conn, from, size, cfg->max_burst);
+
+	if (cfg->mode != TCP_SM_ON)
+		return TCP_SM_R_MODE_PASS;
+	if (is_large_sendfile(&conn->flow[from & 1], far))
+		return TCP_SM_R_SENDFILE;
+	return stream ? TCP_SM_R_STREAM : TCP_SM_R_NONE;
+}
+
+/* Has this end read all that was redirected to it? */
+static __always_inline bool have_read(struct conn *conn, const struct socket_state *state)
+{
+	struct tcp_sm_pair pair = state->pair;
+	__u8 me = state->side & 1;
+
+	return !unread_bytes(conn, &pair, me, conn->flow[other(me)].bytes, &state->reader);
+}
+
+/*
+ * May @size bytes from @me be queued at the other end right now?
+ *
+ * Readers with edge-triggered epoll trust a short read, and some ask FIONREAD,
+ * to know that nothing is left; but recv ends where the redirected bytes end,
+ * and FIONREAD (before 7.1) does not count bytes of TCP behind them. So while
+ * the reader is in the sockhash its two queues must not both hold bytes, and
+ * the one of TCP no more than one recv takes:
+ *  - the first message of a direction is redirected where the reader is
+ *    trusted; otherwise it goes by TCP, and if it is long, so does the rest;
+ *  - while redirected bytes are unread, what follows is redirected as well, up
+ *    to the memory limits; whatever reason there is for TCP waits (a socket
+ *    option that excludes the channel does not: it has to work at once);
+ *  - a longer message that goes by TCP makes the connection leave; when its
+ *    ACK goes out, the reader gets out of the sockhash and a new edge
+ *    (acknowledges()).
+ */
 static __always_inline bool may_redirect(struct conn *conn, const struct socket_state *state,
 					 const struct tcp_sock *me, __u32 size)
 {
 	__u8 from = state->side & 1, to = other(state->side);
-	const struct sock *sk = &me->inet_conn.icsk_inet.sk, *peer_sk;
 	const struct tcp_sm_config *cfg = config();
 	struct flow_state *flow = &conn->flow[from];
-	bool far, tcp_drained, stream, sendfile, redirect;
 	struct tcp_sm_pair pair = state->pair;
+	enum conn_phase phase = phase_of(conn, &pair);
 	struct reader_state reader;
 	const struct tcp_sock *peer;
-	enum conn_phase phase = phase_of(conn, &pair);
-	__u32 unread;
+	bool known, fits, redirect;
+	__u32 unread, by_tcp;
 	__u8 reason;
 
-	if (!cfg || cfg->mode == TCP_SM_PASS || phase >= CONN_LEAVING)
+	if (!cfg || phase >= CONN_LEAVING)
 		return false;
-	if (cfg->mode != TCP_SM_ON)
-		ask_to_leave(conn, &pair, TCP_SM_R_MODE_PASS);
-	if (is_blocking(sk))
-		ask_to_leave(conn, &pair, TCP_SM_R_BLOCKING);
-	if (phase_of(conn, &pair) != CONN_OPEN)
+	if (phase != CONN_OPEN || !read_reader(conn, to, &reader)) {
+		if (size > TCP_PIECE)
+			ask_to_leave(conn, &pair, TCP_SM_R_STARTING);
 		return false;
+	}
 	peer = tcp_at(conn->sk[to]);
-	peer_sk = &peer->inet_conn.icsk_inet.sk;
-	if (!read_reader(conn, to, &reader) || has_no_file(peer_sk) ||
-	    peer_sk->sk_shutdown & RCV_SHUTDOWN)
-		return false;
 	reason = refuse_by_conduct(me, peer, &reader);
 	if (reason) {
 		ask_to_leave(conn, &pair, reason);
 		return false;
 	}
+	reason = refuse_message(conn, from, size, cfg, me, peer);
 	barrier();
-	tcp_drained = READ_ONCE(peer->copied_seq) == me->write_seq;
+	by_tcp = me->write_seq - READ_ONCE(peer->copied_seq);
 	unread = unread_bytes(conn, &pair, to, flow->bytes, &reader);
-	if (tcp_drained && unread && !flow->bytes) {
+	known = reader.mode == READER_NONBLOCKING
+			? !has_no_file(&peer->inet_conn.icsk_inet.sk)
+			: reader.mode == READER_UNSEEN && conn->trusted & (1U << to);
+	if (!by_tcp && unread && !flow->bytes) {
 		/* TCP bytes consumed, yet not returned by recv: the recv that
 		 * read them is about to be counted, or it was no recv. */
 		if (++flow->unexplained > UNEXPLAINED_LIMIT)
 			ask_to_leave(conn, &pair, TCP_SM_R_SPLICE);
-		return false;
+		known = false;
+	} else {
+		flow->unexplained = 0;
 	}
-	if (reader.mode != READER_NONBLOCKING || (tcp_drained && is_poisoned(flow, unread)))
-		return false;
-	flow->unexplained = 0;
 	if (!unread)
 		flow->unread_msgs = 0;
-	far = sk->__sk_common.skc_net.net != peer_sk->__sk_common.skc_net.net;
-	stream = is_stream(conn, from, size, cfg->max_burst);
-	sendfile = is_large_sendfile(flow, far);
-	redirect = !stream && !sendfile && tcp_drained && size > URGENT_SIZE &&
-		   unread <= cfg->max_unread_bytes &&
-		   size <= cfg->max_unread_bytes - unread &&
-		   flow->unread_msgs < cfg->max_unread_msgs;
-	weigh(conn, &pair, flow, redirect, sendfile ? TCP_SM_R_SENDFILE : TCP_SM_R_STREAM);
+	fits = !by_tcp && !is_poisoned(flow, unread) && unread <= cfg->max_unread_bytes &&
+	       size <= cfg->max_unread_bytes - unread &&
+	       flow->unread_msgs < cfg->max_unread_msgs &&
+	       !(peer->inet_conn.icsk_inet.sk.sk_shutdown & RCV_SHUTDOWN);
+	redirect = known && fits && (unread || (!reason && size > URGENT_SIZE) ||
+				     !have_read(conn, state));
+	weigh(conn, &pair, flow, redirect, reason ? reason : TCP_SM_R_STREAM);
+	if (!redirect && (reason || by_tcp + size > TCP_PIECE))
+		ask_to_leave(conn, &pair, reason ? reason : known ? TCP_SM_R_STREAM
+								   : TCP_SM_R_LEARNING);
 	return redirect;
 }
 
@@ -306,7 +348,7 @@ static __always_inline bool claim(struct conn *conn, const struct socket_state *
 
 	add_fenced(&flow->bytes, size);
 	if (phase_of(conn, &pair) == CONN_OPEN &&
-	    is_nonblocking(&peer->inet_conn.icsk_inet.sk))
+	    !is_blocking(&peer->inet_conn.icsk_inet.sk))
 		return true;
 	add_fenced(&flow->bytes, -(__u64)size);
 	return false;
