@@ -44,7 +44,8 @@ def python() -> str:
         if subprocess.run(probe, capture_output=True, timeout=60).returncode == 0:
             return candidate
     return pytest.fail(
-        f"none of {candidates} has Python's own tests: apt-get install libpython3-testsuite"
+        f"none of {candidates} has Python's own tests:"
+        " apt-get install libpython3.11-testsuite (Debian 13: libpython3.13-testsuite)"
     )
 
 
