@@ -176,7 +176,7 @@ static __always_inline void closed(struct bpf_sock_ops *skops)
 	state = bpf_sk_storage_get(&tcp_sm_socks, sk, 0, 0);
 	if (!state)
 		return;
-	if (state->reason && counts_for(state) && was_spliced(state, tp))
+	if (state->reason == TCP_SM_R_LEARNING && counts_for(state) && was_spliced(state, tp))
 		teach(state, TCP_SM_R_SPLICE);
 	tell(TCP_SM_EV_CLOSE, tp, state);
 	close_end(state);
@@ -289,7 +289,8 @@ static __always_inline __u8 judge_recv(const struct sock *sk, const struct tcp_s
 	if (reason)
 		return reason;
 	/* After a FIN one sequence number more was consumed than bytes. */
-	if (state->reason && !(sk->sk_shutdown & RCV_SHUTDOWN) && was_spliced(state, tp))
+	if (state->reason == TCP_SM_R_LEARNING && !(sk->sk_shutdown & RCV_SHUTDOWN) &&
+	    was_spliced(state, tp))
 		return TCP_SM_R_SPLICE;
 	return TCP_SM_R_NONE;
 }
@@ -320,9 +321,10 @@ int BPF_PROG(tcp_sm_recv, struct sock *sk, int ret, int flags)
 	reason = judge_recv(sk, tp, state, flags);
 	if (reason && !state->reason)
 		state->reader.veto = reason;
-	if (reason ? is_sticky(reason) : !state->taught)
+	/* Each socket tells a thing once, however often it reads. */
+	if (state->taught != TAUGHT(reason) && (!reason || is_sticky(reason)))
 		teach(state, reason);
-	state->taught = 1;
+	state->taught = TAUGHT(reason);
 	if (state->reason == TCP_SM_R_NO_LOCAL_PEER)
 		state->watched = 0;
 	return 0;

@@ -58,7 +58,7 @@ struct socket_state {
 	__u8 side;
 	__u8 reason;		/* why it was not inserted; NONE when it was */
 	__u8 watched;		/* how it is read still matters */
-	__u8 taught;		/* the profile knows that it reads non-blocking */
+	__u8 taught;		/* what it told its profile last: TAUGHT(reason), 0 for nothing */
 	__u8 unused[2];
 };
 

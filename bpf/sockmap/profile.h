@@ -18,6 +18,7 @@
 
 #include "maps.h"
 
+#define TAUGHT(reason) ((reason) + 1)
 #define HOPELESS_MAX 16
 #define HOPELESS_AT 8
 #define HOPELESS_SAMPLE 64	/* one connection in so many tries again */
