@@ -19,7 +19,13 @@ items() { grep -vE '^[[:space:]]*(#|$)' "$1"; }
 missing_packages() {
 	local have
 	have=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' | awk '$1 == "ii" { print $2 }')
-	comm -23 <(items requirements/apt.txt | sort -u) <(sort -u <<<"$have")
+	comm -23 <(items requirements/apt.txt | sed "s/@PYTHON@/$(python_version)/" | sort -u) \
+		<(sort -u <<<"$have")
+}
+
+# What Debian calls its Python: 3.11 on Debian 12, 3.13 on Debian 13.
+python_version() {
+	apt-cache depends python3 2>/dev/null | sed -n 's/.*Depends: python\(3\.[0-9]*\)$/\1/p' | head -1
 }
 
 # Debian enables and starts services that it installs; the lab has its own in containers.
