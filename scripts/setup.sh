@@ -25,7 +25,8 @@ missing_packages() {
 
 # What Debian calls its Python: 3.11 on Debian 12, 3.13 on Debian 13.
 python_version() {
-	apt-cache depends python3 2>/dev/null | sed -n 's/.*Depends: python\(3\.[0-9]*\)$/\1/p' | head -1
+	apt-cache depends python3 2>/dev/null |
+		sed -n 's/.*Depends: python\(3\.[0-9]*\)$/\1/p' | head -1
 }
 
 # Debian enables and starts services that it installs; the lab has its own in containers.
