@@ -38,7 +38,9 @@ MODES = {TCP: 0, OURS: 1}
 def run(words: list[str]) -> str:
     """Standard output of a program; RunError when it fails or hangs."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=RUN_SECONDS)
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise RunError(f"`{' '.join(words)}` took longer than {RUN_SECONDS} s") from error
     if done.returncode:

@@ -348,7 +348,7 @@ def _warm_up(arm: Arm) -> None:
     """The first connection of a server port is only watched; all arms get the same start."""
     # wrk opens all of its connections at once and knows whole seconds only: one has to do.
     with Server(arm):
-        for _ in range(1 if arm.workload.tool == "wrk" else 2):
+        for _time in range(1 if arm.workload.tool == "wrk" else 2):
             count = CLIENTS[arm.workload.tool](arm, WARM_UP_SECONDS)
             arm.pace.rate = arm.pace.rate or count.value
 

@@ -138,6 +138,7 @@ def test_does_a_failure_at_any_change_leave_all_or_nothing(case: Case) -> None:
     saved = snapshot(before)
     for nth in range(1, MOST_CHANGES):
         saboteur = Saboteur(wanted, nth, fail)
+        message = ""
         try:
             saboteur.engine.run(check=False)
         except TcpSmError as error:
