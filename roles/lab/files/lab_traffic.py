@@ -156,6 +156,9 @@ def measure(lab: Lab, name: str, runs: int, seconds: float) -> dict[str, object]
 def hold(lab: Lab, seconds: int) -> None:
     """Clients that end by themselves, among them two that stay on TCP: a stream of large files,
     and redis-cli, which blocks in recv."""
+    # The first connection of a port is only watched.
+    lab.client("wrk", "-t1", "-c1", "-d1s", URLS[1024])
+    lab.client("redis-benchmark", "-h", "server", "-c", "1", "-t", "get", "-n", "100", "-q")
     lab.detach(
         *("timeout", str(seconds), "redis-benchmark", "-h", "server", "-c", "4", "-t", "get"),
         *("-n", "100000000", "-q"),
