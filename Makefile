@@ -33,6 +33,12 @@ help:  ## list the targets
 setup:  ## install Debian packages, .venv and collections
 	@scripts/setup.sh
 
+# Instead of "command not found".
+build unit units sanity lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-files \
+clean-lab: | .venv/.requirements
+.venv/.requirements:
+	@echo "make: .venv is missing or incomplete; run \`make setup\` first" >&2; exit 1
+
 .PHONY: bpf
 bpf: $(BPF_OBJ)  ## compile the BPF objects to build/bpf
 	@test -n "$(BPF_SRC)" || { echo "bpf: no bpf/*.bpf.c to compile" >&2; exit 1; }
@@ -50,13 +56,22 @@ $(NAIVE): tests/naive/naive.bpf.c Makefile
 	@clang $(BPF_CFLAGS) -c $< -o $@
 	@llvm-strip -g $@
 
+# Another version of the programs, with the same maps: what an upgrade is tested with.
+NEXT := build/bpf-next/sockmap.bpf.o
+$(NEXT): bpf/sockmap.bpf.c $(wildcard bpf/*.h bpf/*/*.h) Makefile
+	@rm -rf $(@D) && mkdir -p $(@D) && cp -r bpf $(@D)
+	@sed -i 's/#define BURST_MSGS 16/#define BURST_MSGS 15/' $(@D)/bpf/sockmap/switching.h
+	@! cmp -s {,$(@D)/}bpf/sockmap/switching.h || { echo "$@: nothing to change" >&2; exit 1; }
+	@clang -I$(@D)/bpf -I$(@D)/bpf/include $(BPF_CFLAGS) -c $(@D)/bpf/sockmap.bpf.c -o $@
+	@llvm-strip -g $@
+
 .PHONY: build
 build: bpf  ## fill the roles' files and build the Galaxy tarball
 	@$(PY) scripts/build.py $(TARBALL)
 
 # Checks. Each target is one stage of `make test`; see scripts/stages.py for their order.
 
-PYTHON_PATHS = $(wildcard plugins scripts tests roles molecule)
+PYTHON_PATHS = $(wildcard agent plugins scripts tests roles molecule)
 
 .PHONY: lint lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf lint-files
 lint: lint-ruff lint-format lint-mypy lint-yaml lint-ansible lint-bpf lint-files  ## run every linter
@@ -67,6 +82,9 @@ lint-format:
 lint-mypy:
 	@mypy -p ansible_collections.colocated.tcp_sm.plugins
 	@mypy scripts tests
+	@mkdir -p build/mypy/tcp_sm_agent
+	@ln -sf $(CURDIR)/agent/tcp_sm_agent/*.py $(CURDIR)/plugins/module_utils/_* build/mypy/tcp_sm_agent
+	@cd build/mypy && MYPYPATH= mypy --config-file ../../pyproject.toml -p tcp_sm_agent
 lint-yaml:
 	@yamllint --strict .
 lint-ansible:
@@ -82,7 +100,8 @@ lint-files:
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml
 
-.PHONY: unit units sanity integration molecule traffic faults package-test readme-test lab-test bench-test
+.PHONY: unit units sanity integration molecule molecule-vm traffic faults package-test readme-test lab-test bench-test
+.PHONY: ring matrix matrix-test
 unit:  ## pytest units
 	@$(PYTEST) tests/unit
 units: ## ansible-test units
@@ -91,8 +110,25 @@ sanity:  ## ansible-test sanity
 	@$(PY) scripts/run_ansible_test.py sanity
 integration: build  ## ansible-test integration
 	@$(PY) scripts/run_ansible_test.py integration
-traffic: build  ## real programs over accelerated sockets
+traffic: build $(NEXT)  ## real programs over accelerated sockets
 	@$(PYTEST) tests/traffic
+ring: build guest-image  ## two guests and the ring between them
+	@$(PYTEST) tests/ring
+# The whole of both suites inside guests of each kernel; what of it `make test` has time for.
+KERNELS := 6.12 7.3
+QUICK := test_known_limits.py test_close.py test_receive.py test_wait.py test_reasons.py \
+	test_pairing.py
+matrix: build $(NEXT) guest-image  ## ring and traffic tests inside guests, on every supported kernel
+	@failed=0; for kernel in $(KERNELS); do \
+		TCP_SM_RING_KERNEL=$$kernel $(PY) -m pytest tests/ring \
+			--junit-xml=$(JUNIT)/$@-$$kernel-ring.xml || failed=1; \
+		$(PY) tests/matrix/traffic.py $$kernel $(JUNIT)/$@-$$kernel-traffic.xml || failed=1; \
+	done; exit $$failed
+matrix-test: build $(NEXT) guest-image  ## a part of the traffic tests inside guests, on every supported kernel
+	@failed=0; for kernel in $(KERNELS); do \
+		$(PY) tests/matrix/traffic.py $$kernel $(JUNIT)/$@-$$kernel.xml \
+			$(addprefix tests/traffic/,$(QUICK)) || failed=1; \
+	done; exit $$failed
 faults: build  ## bad input and crashes
 	@$(PYTEST) tests/faults
 package-test: build  ## install the tarball elsewhere and run from there
@@ -104,38 +140,49 @@ lab-test: build  ## the lab and the demo, in a lab of the test's own
 bench-test: build $(NAIVE)  ## a short benchmark, to see that it works
 	@ansible-playbook -i inventories/local.yml playbooks/bench.yml -e @tests/bench/short.yml \
 		-e bench_naive_object=$(CURDIR)/$(NAIVE) -e bench_report_dir=$(CURDIR)/build/test/report
-molecule: build  ## molecule scenarios
-	@ANSIBLE_CALLBACKS_ENABLED=ansible.builtin.junit JUNIT_OUTPUT_DIR=$(CURDIR)/$(JUNIT)/molecule \
-		molecule test --all --shared-state
+MOLECULE = ANSIBLE_CALLBACKS_ENABLED=ansible.builtin.junit JUNIT_OUTPUT_DIR=$(CURDIR)/$(JUNIT)/$@ \
+	molecule test --shared-state
+molecule: build  ## molecule scenarios of one kernel
+	@$(MOLECULE) --all --exclude vm
+molecule-vm: build guest-image  ## the lab with virtual machines, from nothing to nothing
+	@$(MOLECULE) --scenario-name vm
 
 .PHONY: test
 test: setup  ## everything
 	@$(PY) scripts/stages.py
 
 .PHONY: soak
-soak: build  ## the long run; SOAK_SECONDS bounds it (default 600)
+soak: build $(NEXT)  ## the long run; SOAK_SECONDS bounds it (default 600)
 	@TCP_SM_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(PYTEST) --timeout=0 -m soak tests/traffic
 
-# The lab: this machine as the host, two containers in a network namespace.
+# The lab: this machine as the host, two containers in a network namespace and two virtual
+# machines; VMS=no leaves those out.
 
-LAB := -i inventories/lab
+VMS ?= yes
+LAB := -i inventories/lab $(if $(filter yes,$(VMS)),,--limit '!guests')
 
-.PHONY: lab demo bench clean-lab
+.PHONY: lab guest-image demo bench clean-lab
 lab: build  ## start the lab
 	@ansible-playbook $(LAB) playbooks/lab.yml
-demo: setup  ## from a bare clone to a report
+guest-image: setup  ## build the disk of the lab's virtual machines, where there is none
+	@ansible-playbook -i inventories/lab playbooks/lab.yml -e lab_state=guest_image
+demo: setup  ## from a bare clone to a report; VMS=no: without virtual machines
 	@$(MAKE) --no-print-directory build lab
 	@ansible-playbook $(LAB) playbooks/site.yml
 	@ansible-playbook $(LAB) playbooks/demo.yml
 	@echo "report: build/report/index.html"
-bench: setup  ## compare with TCP, a naive sockmap and AF_UNIX
-	@$(MAKE) --no-print-directory build $(NAIVE)
-	@ansible-playbook -i inventories/local.yml playbooks/bench.yml \
-		-e bench_naive_object=$(CURDIR)/$(NAIVE)
+bench: setup  ## compare with TCP, a naive sockmap and AF_UNIX, here and between the lab's guests
+	@$(MAKE) --no-print-directory build $(NAIVE) $(if $(filter yes,$(VMS)),lab)
+	@$(if $(filter yes,$(VMS)),ansible-playbook $(LAB) playbooks/site.yml)
+	@ansible-playbook $(if $(filter yes,$(VMS)),$(LAB) -e tcp_sm_hosts=lab,-i inventories/local.yml) \
+		playbooks/bench.yml -e bench_naive_object=$(CURDIR)/$(NAIVE)
+# Virtual machines are thrown away as they are, with what was installed in them.
 clean-lab:  ## remove the lab and what the demo applied
-	@ansible-playbook $(LAB) playbooks/remove.yml
-	@ansible-playbook $(LAB) playbooks/lab.yml -e lab_state=absent
+	@ansible-playbook -i inventories/lab playbooks/remove.yml --limit '!guests' \
+		-e '{"hypervisor_domains": false, "hypervisor_force": true}'
+	@ansible-playbook -i inventories/lab playbooks/lab.yml -e lab_state=absent
 
 .PHONY: clean
 clean:  ## remove what was built; .venv and caches stay
-	@rm -rf build/bpf build/*.tar.gz build/test build/report roles/host/files
+	@rm -rf build/bpf build/*.tar.gz build/test build/report roles/host/files \
+		roles/hypervisor/files roles/guest/files

@@ -4,7 +4,7 @@
  * sendmsg to the peer's receive queue.
  *
  *   sockmap/pairing.h    who are the two ends of a connection
- *   sockmap/scope.h      which connections the operator admits
+ *   common/scope.h       which connections the operator admits
  *   sockmap/options.h    which socket options exclude one
  *   sockmap/profile.h    what earlier connections taught
  *   sockmap/switching.h  when a message is redirected; how a connection leaves
@@ -52,7 +52,7 @@ static __always_inline void count_open(__u8 reason)
 	if (!count)
 		return;
 	count->opened[reason ? TCP_SM_CH_TCP : TCP_SM_CH_SOCKMAP]++;
-	count->reasons[reason & 31]++;
+	count->reasons[reason & 63]++;
 }
 
 /* A callback costs every connection: refused ones have none they do not need. */

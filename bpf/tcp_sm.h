@@ -52,6 +52,14 @@ enum tcp_sm_reason {
 	TCP_SM_R_BUSY,			/* the socket belongs to another sockmap user */
 	TCP_SM_R_STARTING,		/* paired, nothing redirected yet */
 	TCP_SM_R_SENDFILE,		/* large sendfile, which TCP moves without a copy */
+	/* the ring channel */
+	TCP_SM_R_NO_REGION,		/* this machine has no shared memory region */
+	TCP_SM_R_NO_OFFER,		/* the other end said nothing of shared memory */
+	TCP_SM_R_OTHER_REGION,		/* the other end is in another region */
+	TCP_SM_R_SLOTS,			/* all slots of the client's chunk are taken */
+	TCP_SM_R_DEFER_ACCEPT,		/* TCP_DEFER_ACCEPT on the listener */
+	TCP_SM_R_SAME_GUEST,		/* both ends are in this machine */
+	TCP_SM_R_UNCONFIRMED,		/* the other end did not confirm in time */
 	TCP_SM_R_MAX,
 };
 
@@ -149,7 +157,7 @@ struct tcp_sm_stats {
 	__u64 passed_msgs;
 	__u64 left;		/* connections that left the sockhash alive */
 	__u64 lost_events;
-	__u64 reasons[32];	/* by enum tcp_sm_reason */
+	__u64 reasons[64];	/* by enum tcp_sm_reason */
 };
 
 #define TCP_SM_ASSERT(type, size) \
@@ -159,6 +167,6 @@ TCP_SM_ASSERT(struct tcp_sm_cidr, 20);
 TCP_SM_ASSERT(struct tcp_sm_end, 12);
 TCP_SM_ASSERT(struct tcp_sm_flow, 32);
 TCP_SM_ASSERT(struct tcp_sm_record, 168);
-TCP_SM_ASSERT(struct tcp_sm_stats, 328);
+TCP_SM_ASSERT(struct tcp_sm_stats, 584);
 
 #endif

@@ -7,6 +7,7 @@ A stage is a make target. Its output goes to build/test/<stage>.log; what it pri
 shown while it runs, and the log's end when it fails. Tests are counted from the JUnit files
 build/test/junit/<stage>*.xml; a stage without any counts as one test, its exit code.
 Of Ansible's tasks, an assertion that held counts as passed, and any task that failed as failed.
+What failed most often and why is said last of all, where nobody has to look for it.
 Exit code: 0 when nothing failed.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,12 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "test"
 JUNIT = OUTPUT / "junit"
 FIRST = "build"
-BY_ANSIBLE = ("integration", "molecule")
+BY_ANSIBLE = ("integration", "molecule", "molecule-vm")
 ASSERTED = "All assertions passed"
 # Two lanes run side by side, for Ansible leaves a core idle most of the time. All names on the
-# machine carry the stage or the process; the one thing shared is the collection's lock.
+# machine carry the stage or the process; the one thing shared is the collection's lock. The second
+# lane has what needs the guests' image, which its first stage builds.
 LANES = (
     (
+        "traffic",
         "lint-ruff",
         "lint-format",
         "lint-mypy",
@@ -43,18 +47,21 @@ LANES = (
         "units",
         "package-test",
         "readme-test",
-    ),
-    (
-        "traffic",
         "integration",
         "faults",
-        "molecule",
         "lab-test",
         "bench-test",
+    ),
+    (
+        "ring",
+        "molecule",
+        "molecule-vm",
     ),
 )
 HEARTBEAT = 20.0  # seconds between signs of life
 TAIL = 60  # lines of a failed stage's log
+CAUSES = 3  # of a failed stage, said at the end
+CAUSE_WIDTH = 400
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,30 @@ def count_stage(stage: str, code: int, junit: Path = JUNIT) -> Counts:
     if not files:
         return Counts(passed=1)
     return total
+
+
+def cause(trouble: ET.Element) -> str:
+    """Why a test failed, on one line: what pytest marks with E, or else the first words."""
+    marked = [line[1:].strip() for line in (trouble.text or "").split("\n") if line[:2] == "E "]
+    text = (
+        "; ".join(line for line in marked if line) or trouble.get("message") or trouble.text or ""
+    )
+    return " ".join(text.split())[:CAUSE_WIDTH]
+
+
+def causes(stage: str, junit: Path = JUNIT) -> list[str]:
+    """The most frequent causes of a stage's failures, each with an example."""
+    found: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for path in junit_files(stage, junit):
+        for case in ET.parse(path).iter("testcase"):
+            for trouble in case:
+                if trouble.tag in {"failure", "error"}:
+                    why = cause(trouble)
+                    found[why] += 1
+                    example.setdefault(why, case.get("name", ""))
+    lines = [f"{count} x {example[why]}: {why}" for why, count in found.most_common(CAUSES)]
+    return lines or [f"see {OUTPUT.name}/{stage}.log: {last_line(OUTPUT / f'{stage}.log')}"]
 
 
 def last_line(log: Path) -> str:
@@ -199,6 +230,9 @@ def main() -> int:
     print("\n".join(describe(result) for result in results))
     print(describe(Result("all", total, time.monotonic() - begin)))
     print(f"\n{total.passed} passed, {total.failed} failed, {total.skipped} skipped", flush=True)
+    for result in results:
+        if result.counts.failed:
+            print("\n".join(f"{result.stage}: {line}" for line in causes(result.stage)), flush=True)
     return 1 if total.failed else 0
 
 

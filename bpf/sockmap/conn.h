@@ -22,9 +22,14 @@
 #define CLOSED(side) (0x10ULL << ((side) & 1))
 #define TRIES 8		/* at most three parties change a word */
 
+static __always_inline __u64 word_of(const struct tcp_sm_pair *pair)
+{
+	return (__u64)pair->client_isn << 32 | pair->server_isn;
+}
+
 static __always_inline __u64 hash_of(const struct tcp_sm_pair *pair)
 {
-	return ((__u64)pair->client_isn << 32 | pair->server_isn) * 0x9e3779b97f4a7c15ULL;
+	return word_of(pair) * 0x9e3779b97f4a7c15ULL;
 }
 
 static __always_inline __u64 first_word(const struct tcp_sm_pair *pair)

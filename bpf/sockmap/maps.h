@@ -14,23 +14,12 @@
 #ifndef TCP_SM_MAPS_H
 #define TCP_SM_MAPS_H
 
-#include "kernel_types.h"
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-#include "../tcp_sm.h"
+#include "../common/maps.h"
 
 #define TCP_ESTABLISHED 1
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
 #define TCP_NEW_SYN_RECV 12
-
-#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
-
-extern void *bpf_cast_to_kern_ctx(void *obj) __ksym;
-extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym;
 
 /* What the reader's end publishes; the sender reads it by address. */
 enum reader_mode {
@@ -127,29 +116,6 @@ struct profile {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct tcp_sm_config);
-} tcp_sm_config SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, __u32);
-} tcp_sm_ports SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 16384);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct tcp_sm_cidr);
-	__type(value, __u32);
-} tcp_sm_cidrs SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, OFFERS);
 	__type(key, __u32);
 	__type(value, struct offer);
@@ -184,18 +150,6 @@ struct {
 	__type(value, struct profile);
 } tcp_sm_profiles SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct tcp_sm_stats);
-} tcp_sm_stats SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
-} tcp_sm_events SEC(".maps");
-
 static __always_inline __u8 other(__u8 side)
 {
 	return (side ^ 1) & 1;
@@ -211,21 +165,6 @@ static __always_inline __u64 add_fenced(__u64 *to, __u64 value)
 
 	asm volatile("" : : "r"(before));
 	return before;
-}
-
-static __always_inline const struct tcp_sm_config *config(void)
-{
-	__u32 zero = 0;
-	struct tcp_sm_config *cfg = bpf_map_lookup_elem(&tcp_sm_config, &zero);
-
-	return cfg && cfg->abi == TCP_SM_ABI ? cfg : NULL;
-}
-
-static __always_inline struct tcp_sm_stats *stats(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&tcp_sm_stats, &zero);
 }
 
 static __always_inline struct tcp_sock *tcp_at(__u64 address)

@@ -37,15 +37,24 @@ static __always_inline bool is_nonblocking(const struct sock *sk)
 	return sk->sk_socket->file->f_flags & O_NONBLOCK;
 }
 
+/*
+ * Came this end to be by TCP Fast Open? A child that did is born with its request
+ * still attached; newer kernels (6.18 has it, 6.12 not) keep a mark besides.
+ */
+static __always_inline bool is_fast_open(const struct tcp_sock *tp)
+{
+	if (bpf_core_field_exists(tp->syn_fastopen_child) &&
+	    BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child))
+		return true;
+	return BPF_CORE_READ_BITFIELD(tp, syn_data) || tp->fastopen_rsk;
+}
+
 /* Fixed at the handshake. */
 static __always_inline __u8 refuse_by_birth(const struct tcp_sock *tp)
 {
 	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
 		return TCP_SM_R_MPTCP;
-	if (BPF_CORE_READ_BITFIELD(tp, syn_data) ||
-	    BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child) || tp->fastopen_rsk)
-		return TCP_SM_R_TFO;
-	return TCP_SM_R_NONE;
+	return is_fast_open(tp) ? TCP_SM_R_TFO : TCP_SM_R_NONE;
 }
 
 /* Set by the end that sends. */

@@ -45,11 +45,6 @@ static __always_inline __u8 refuse_request(const struct tcp_request_sock *req,
 	return reason ? reason : refuse_by_ignorance(cfg, p, listener);
 }
 
-static __always_inline __u64 word_of(struct tcp_sm_pair pair)
-{
-	return (__u64)pair.client_isn << 32 | pair.server_isn;
-}
-
 static __always_inline struct offer *offer_slot(struct tcp_sm_pair pair)
 {
 	__u32 slot = (hash_of(&pair) >> 32) % OFFERS;
@@ -64,7 +59,7 @@ static __always_inline void put_offer(struct tcp_sm_pair pair, __u8 reason)
 	if (!offer)
 		return;
 	WRITE_ONCE(offer->tagged_reason, hash_of(&pair) << 8 | reason);
-	WRITE_ONCE(offer->pair, word_of(pair));
+	WRITE_ONCE(offer->pair, word_of(&pair));
 }
 
 /* What was written for @pair; NO_LOCAL_PEER where nothing was. */
@@ -73,7 +68,7 @@ static __always_inline __u8 get_offer(struct tcp_sm_pair pair)
 	struct offer *offer = offer_slot(pair);
 	__u64 tagged;
 
-	if (!offer || READ_ONCE(offer->pair) != word_of(pair))
+	if (!offer || READ_ONCE(offer->pair) != word_of(&pair))
 		return TCP_SM_R_NO_LOCAL_PEER;
 	tagged = READ_ONCE(offer->tagged_reason);
 	if (tagged >> 8 != hash_of(&pair) << 8 >> 8)

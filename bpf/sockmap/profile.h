@@ -24,11 +24,6 @@
 #define HOPELESS_SAMPLE 64	/* one connection in so many tries again */
 #define GAIN_MSGS 8		/* messages that pay for entering and leaving */
 
-static __always_inline __u64 cgroup_of(const struct sock *sk)
-{
-	return sk->sk_cgrp_data.cgroup->kn->id;
-}
-
 static __always_inline struct profile *profile_of(__u64 cgroup, __u16 port, __u8 side,
 						  bool make)
 {

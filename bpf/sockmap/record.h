@@ -4,7 +4,7 @@
 #define TCP_SM_RECORD_H
 
 #include "conn.h"
-#include "scope.h"
+#include "../common/record.h"
 
 static __always_inline void fill_flows(struct tcp_sm_record *rec, const struct conn *conn,
 				       const struct socket_state *state)
@@ -34,22 +34,6 @@ static __always_inline void fill_state(struct tcp_sm_record *rec, const struct c
 	else
 		rec->reason = TCP_SM_R_NONE;
 	rec->channel = rec->reason ? TCP_SM_CH_TCP : TCP_SM_CH_SOCKMAP;
-}
-
-static __always_inline void fill_socket(struct tcp_sm_record *rec, const struct tcp_sock *tp)
-{
-	const struct sock *sk = &tp->inet_conn.icsk_inet.sk;
-	const struct sock_common *common = &sk->__sk_common;
-
-	rec->tcp_sent = tp->bytes_acked;
-	rec->tcp_received = tp->bytes_received;
-	rec->netns = common->skc_net.net->ns.inum;
-	rec->family = common->skc_family;
-	rec->local_port = common->skc_num;
-	rec->remote_port = bpf_ntohs(common->skc_dport);
-	rec->tcp_state = common->skc_state;
-	store_address(rec->local_addr, common, false);
-	store_address(rec->remote_addr, common, true);
 }
 
 static __always_inline void fill_record(struct tcp_sm_record *rec, __u8 event,

@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import rules, tables
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import (
+    connections,
+    rules,
+    tables,
+)
 
 
 def _checked(name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -49,18 +53,26 @@ def _rows(name: str, value: Any) -> list[Mapping[str, Any]]:
     return value
 
 
-def connections_table(connections: Any, limit: int = 0) -> str:
+def connections_across(machines: Any) -> list[dict[str, Any]]:
+    """See ``tcp_sm_connections_across.yml``."""
+    name = "tcp_sm_connections_across"
+    if not isinstance(machines, list):
+        raise AnsibleFilterError(f"colocated.tcp_sm.{name}: the input must be a list of lists.")
+    return _formed(name, connections.across, [_rows(name, one) for one in machines])
+
+
+def connections_table(found: Any, limit: int = 0) -> Any:
     """See ``tcp_sm_connections_table.yml``."""
-    rows = _rows("tcp_sm_connections_table", connections)
-    return _drawn("tcp_sm_connections_table", tables.connections_table, rows, int(limit))
+    rows = _rows("tcp_sm_connections_table", found)
+    return _formed("tcp_sm_connections_table", tables.connections_table, rows, int(limit))
 
 
-def bench_table(results: Any) -> str:
+def bench_table(results: Any) -> Any:
     """See ``tcp_sm_bench_table.yml``."""
-    return _drawn("tcp_sm_bench_table", tables.bench_table, _rows("tcp_sm_bench_table", results))
+    return _formed("tcp_sm_bench_table", tables.bench_table, _rows("tcp_sm_bench_table", results))
 
 
-def _drawn(name: str, function: Callable[..., str], *args: Any) -> str:
+def _formed(name: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except KeyError as error:
@@ -78,6 +90,7 @@ class FilterModule:
             "tcp_sm_config_entry": config_entry,
             "tcp_sm_port_entries": port_entries,
             "tcp_sm_cidr_entries": cidr_entries,
+            "tcp_sm_connections_across": connections_across,
             "tcp_sm_connections_table": connections_table,
             "tcp_sm_bench_table": bench_table,
         }

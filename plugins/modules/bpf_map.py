@@ -131,8 +131,8 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._answer import answer
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.maps import apply_map
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import TcpSmError
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.spec import MapSpec
 
 
@@ -160,17 +160,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = apply_map(MapSpec.parse(module.params), module.check_mode)
-    except TcpSmError as error:
-        module.fail_json(msg=str(error))
-    for warning in result.warnings:
-        module.warn(warning)
-    module.exit_json(
-        changed=result.changed,
-        entries=result.entries,
-        diff={"before": result.before, "after": result.after},
-    )
+    answer(module, lambda: apply_map(MapSpec.parse(module.params), module.check_mode), "entries")
 
 
 if __name__ == "__main__":

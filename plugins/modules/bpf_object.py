@@ -19,8 +19,10 @@ description:
     computes from the instructions, and by its read-only data.
   - A different object of the same name replaces the loaded one at once. Maps whose type, sizes
     and fields are the same keep their entries. Links are moved to the new programs without a
-    gap where the kernel can do this (cgroups, maps, iterators); a tracing program overlaps with
-    its successor for some milliseconds.
+    gap where the kernel can do this (cgroups, maps, iterators, most types of struct_ops); a
+    tracing program overlaps with its successor for some milliseconds.
+  - Objects may use functions and struct_ops types of kernel modules. These must be loaded before,
+    and be built with type information.
   - Either everything that was asked for is done, or the state is as before.
 extends_documentation_fragment:
   - colocated.tcp_sm.bpf
@@ -66,9 +68,10 @@ options:
     default: []
     suboptions:
       program:
-        description: Name of the program.
+        description:
+          - Name of the program.
+          - Required unless O(attach[].type=struct_ops).
         type: str
-        required: true
       type:
         description:
           - With V(cgroup), a program such as C(sockops) is attached to O(attach[].cgroup).
@@ -77,8 +80,11 @@ options:
           - With V(tracing), the program is attached to what its section names (C(tp_btf/...)).
           - With V(iter), an iterator is created, over O(attach[].map) if it walks a map. Reading
             the pinned link runs it.
+          - With V(struct_ops), O(attach[].map) is attached, which is a table of programs in the
+            section C(.struct_ops.link) of the object. Needs libbpf 1.4, and Linux 6.4, or 6.9 where
+            the type is a kernel module's.
         type: str
-        choices: [cgroup, map, tracing, iter]
+        choices: [cgroup, map, tracing, iter, struct_ops]
         required: true
       cgroup:
         description:
@@ -88,7 +94,7 @@ options:
       map:
         description:
           - Name of a map of this object.
-          - Required if O(attach[].type=map).
+          - Required if O(attach[].type=map) or O(attach[].type=struct_ops).
         type: str
   max_entries:
     description:
@@ -126,6 +132,14 @@ EXAMPLES = r"""
       - program: tcp_sm_sockops
         type: cgroup
         cgroup: /
+
+- name: Let rings carry the bytes of TCP sockets, with the kernel module tcp_sm loaded
+  colocated.tcp_sm.bpf_object:
+    name: tcp_sm_ring
+    path: /usr/local/lib/tcp_sm/bpf/ring.bpf.o
+    attach:
+      - type: struct_ops
+        map: tcp_sm_ring
 
 - name: Load an object and check the file, attach nothing
   colocated.tcp_sm.bpf_object:
@@ -213,7 +227,7 @@ object:
       elements: dict
       contains:
         program:
-          description: Name of the program.
+          description: Name of the program; of struct_ops, of the map.
           type: str
         type:
           description: As in O(attach[].type).
@@ -240,19 +254,27 @@ verifier_log:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._answer import answer
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.engine import apply
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import (
-    KernelError,
-    TcpSmError,
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.spec import (
+    ATTACH_TYPES,
+    ObjectSpec,
 )
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.spec import ObjectSpec
 
 ATTACH_SPEC = {
-    "program": {"type": "str", "required": True},
-    "type": {"type": "str", "required": True, "choices": ["cgroup", "map", "tracing", "iter"]},
+    "program": {"type": "str"},
+    "type": {"type": "str", "required": True, "choices": list(ATTACH_TYPES)},
     "cgroup": {"type": "str"},
     "map": {"type": "str"},
 }
+
+ATTACH_REQUIRED = [
+    ("type", "cgroup", ("program", "cgroup")),
+    ("type", "map", ("program", "map")),
+    ("type", "tracing", ("program",)),
+    ("type", "iter", ("program",)),
+    ("type", "struct_ops", ("map",)),
+]
 
 
 def main() -> None:
@@ -273,7 +295,7 @@ def main() -> None:
                 "elements": "dict",
                 "default": [],
                 "options": ATTACH_SPEC,
-                "required_if": [("type", "cgroup", ("cgroup",)), ("type", "map", ("map",))],
+                "required_if": ATTACH_REQUIRED,
             },
             "max_entries": {"type": "dict", "default": {}},
             "replace_maps": {"type": "bool", "default": False},
@@ -282,19 +304,7 @@ def main() -> None:
         required_if=[("state", "attached", ("path",)), ("state", "loaded", ("path",))],
         supports_check_mode=True,
     )
-    try:
-        result = apply(ObjectSpec.parse(module.params), module.check_mode)
-    except KernelError as error:
-        module.fail_json(msg=str(error), verifier_log=error.log)
-    except TcpSmError as error:
-        module.fail_json(msg=str(error))
-    for warning in result.warnings:
-        module.warn(warning)
-    module.exit_json(
-        changed=result.changed,
-        object=result.object,
-        diff={"before": result.before, "after": result.after},
-    )
+    answer(module, lambda: apply(ObjectSpec.parse(module.params), module.check_mode), "object")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ author:
   - the colocated.tcp_sm authors (@colocated)
 description:
   - Tells whether the kernel can run the sockmap channel, and if not, what is missing and what to
-    do about it.
+    do about it. M(colocated.tcp_sm.ivshmem_guest) does so for the ring channel.
   - Reads the pinned programs, maps and links, the counters, and every connection in scope with
     its channel, its bytes and, where it stays on TCP, the reason.
   - Where nothing is loaded, says so and returns empty lists. What is pinned and cannot be read is
@@ -42,7 +42,11 @@ requirements:
   - libbpf.so.1 to read what is loaded (Debian package C(libbpf1))
 options:
   name:
-    description: The name that the object was loaded under, which is its folder below O(bpffs).
+    description:
+      - The name that the object of the sockmap channel was loaded under, which is its folder below
+        O(bpffs).
+      - In a virtual machine, the objects of the ring channel have this name with C(_ring) and
+        C(_handshake) behind it.
     type: str
     default: tcp_sm
   bpffs:
@@ -55,10 +59,11 @@ options:
       - By default, everything.
     type: list
     elements: str
-    choices: [features, objects, counters, connections, profiles]
-    default: [features, objects, counters, connections, profiles]
+    choices: [features, objects, counters, connections, profiles, ring]
+    default: [features, objects, counters, connections, profiles, ring]
 seealso:
   - module: colocated.tcp_sm.bpf_object
+  - module: colocated.tcp_sm.ivshmem_guest
   - plugin: colocated.tcp_sm.tcp_sm_connections_table
     plugin_type: filter
 """
@@ -206,7 +211,7 @@ connections:
           counted.
       type: int
     redirected_bytes:
-      description: Bytes that were redirected, in both directions.
+      description: Bytes that were redirected or went through a ring, in both directions.
       type: int
     tcp_bytes:
       description: Bytes that TCP carried, in both directions.
@@ -272,48 +277,83 @@ profiles:
           C(veto) is the reason why connections stay on TCP for good.
       type: dict
       sample: {"known": 1, "veto": null, "hopeless": 0, "hopeless_reason": null}
+ring:
+  description: What is loaded of the ring channel.
+  returned: when O(gather) has V(ring)
+  type: dict
+  contains:
+    objects:
+      description: The objects of data path and handshake, in the form of RV(objects).
+      type: list
+      elements: dict
+    counters:
+      description: What the handshake's programs counted, in the form of RV(counters).
+      type: dict
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io import kernel
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.status import ABSENT, Status
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.status import (
+    ABSENT,
+    Status,
+    all_connections,
+)
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import features, records
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import TcpSmError
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.guest import HANDSHAKE, RING
 
-GATHER = ("features", "objects", "counters", "connections", "profiles")
+GATHER = ("features", "objects", "counters", "connections", "profiles", "ring")
 
 
-def gather_status(
-    name: str, bpffs: str, wanted: set[str], warn: Callable[[str], None]
-) -> dict[str, Any]:
-    """The wanted parts about what is loaded; what cannot be read is a warning and empty."""
-    empty: dict[str, Any] = {
-        "objects": {"name": name, **ABSENT, "state": "unknown"},
-        "counters": records.sum_stats([]),
-        "connections": [],
-        "profiles": [],
-    }
-    result = {part: value for part, value in empty.items() if part in wanted}
-    if not result:
+class Reader:
+    """Opens objects when they are first asked for; what cannot be read is a warning and empty."""
+
+    def __init__(self, bpffs: str, name: str, warn: Callable[[str], None]) -> None:
+        self.bpffs, self.name, self.warn = bpffs, name, warn
+        self.stack = contextlib.ExitStack()
+        self.opened: dict[str, Status | None] = {}
+
+    def gather(self, wanted: set[str]) -> dict[str, Any]:
+        """The wanted parts of GATHER, features excepted."""
+        result: dict[str, Any] = {}
+        with self.stack:
+            for part in wanted & {"objects", "counters", "profiles"}:
+                result[part] = self._read("", part)
+            if "connections" in wanted:
+                dumps = self._read("", "records"), self._read(HANDSHAKE, "records")
+                result["connections"] = all_connections(*dumps)
+            if "ring" in wanted:
+                result["ring"] = {
+                    "objects": [self._read(end, "objects") for end in (RING, HANDSHAKE)],
+                    "counters": self._read(HANDSHAKE, "counters"),
+                }
         return result
-    try:
-        with Status(bpffs, name) as status:
-            for part, nothing in list(result.items()):
-                result[part] = _read(getattr(status, part), nothing, warn)
-    except TcpSmError as error:
-        warn(str(error))
-    return result
 
+    def _read(self, end: str, part: str) -> Any:
+        """A part of the object whose name ends so."""
+        empty: dict[str, Any] = {
+            "objects": {"name": self.name + end, **ABSENT, "state": "unknown"},
+            "counters": records.sum_stats([]),
+        }
+        try:
+            status = self._open(end)
+            if status:
+                return getattr(status, part)()
+        except (TcpSmError, OSError) as error:
+            self.warn(str(error))
+        return empty.get(part, [])
 
-def _read(part: Callable[[], Any], empty: Any, warn: Callable[[str], None]) -> Any:
-    try:
-        return part()
-    except (TcpSmError, OSError) as error:
-        warn(str(error))
-        return empty
+    def _open(self, end: str) -> Status | None:
+        """The object; None where it could not be opened, which is said once."""
+        if end not in self.opened:
+            self.opened[end] = None
+            status = Status(self.bpffs, self.name + end)
+            self.opened[end] = self.stack.enter_context(status)
+        return self.opened[end]
 
 
 def main() -> None:
@@ -335,7 +375,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     if "features" in wanted:
         result["features"] = features.assess(kernel.gather(bpffs))
-    result.update(gather_status(name, bpffs, set(wanted), module.warn))
+    result.update(Reader(bpffs, name, module.warn).gather(set(wanted)))
     module.exit_json(changed=False, **result)
 
 

@@ -14,19 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup_path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK_SECONDS = 240
 Result = subprocess.CompletedProcess[str]
-
-
-def cgroup2() -> Path:
-    """Where cgroup2 is mounted; hybrid machines have it off the usual place."""
-    for line in Path("/proc/self/mounts").read_text(encoding="ascii").splitlines():
-        _, target, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(target)
-    raise RuntimeError("no cgroup2 file system is mounted")
 
 
 def bpftool(*words: str) -> Any:
@@ -141,7 +133,7 @@ class Installation:
 
     def snapshot(self) -> Snapshot:
         """All that a failed run must leave as it was."""
-        attached = bpftool("cgroup", "show", str(cgroup2()) + self.cgroup) or []
+        attached = bpftool("cgroup", "show", cgroup_path(self.cgroup)) or []
         return self.pinned(), self.files(), sorted(entry["id"] for entry in attached)
 
 
@@ -191,7 +183,7 @@ def first_runs(installation: Installation) -> FirstRuns:
 def make_installation(home: Path, name: str) -> Installation:
     """An installation with a cgroup; nothing is applied yet."""
     cgroup = f"/{name}"
-    (cgroup2() / name).mkdir(exist_ok=True)
+    Path(cgroup_path(name)).mkdir(exist_ok=True)
     return Installation(home, name, cgroup)
 
 
@@ -200,4 +192,4 @@ def dispose(installation: Installation) -> None:
     if installation.pinned() or installation.files() or os.path.ismount(installation.bpffs):
         changes(installation, "remove")
     subprocess.run(["umount", "-q", str(installation.bpffs)], check=False)
-    (cgroup2() / installation.cgroup.strip("/")).rmdir()
+    Path(cgroup_path(installation.cgroup)).rmdir()

@@ -71,6 +71,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"container_cgroups": ["/../unified"]},
         r"container_cgroups names /../unified.*leave out",
     ),
+    "long cgroup": (
+        {"container_cgroups": ["/a.b" * 50 + "/c"]},
+        r"container_cgroups names /a\.b.*/c, which is too long .*name a cgroup above it",
+    ),
     "nested cgroups": (
         {"container_cgroups": ["/", "/somewhere"]},
         r"names /somewhere and also what lies above.*name either",

@@ -15,10 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-from installation import ROOT, FirstRuns, Installation, ansible, bpftool, cgroup2, changes, wait
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup_path
+from installation import ROOT, FirstRuns, Installation, ansible, bpftool, changes, wait
 
 LOCK = Path("/run/lock/colocated.tcp_sm.lock")
 RESTORE_SECONDS = 60
+# A busy kernel detaches and frees programs some time after their last pin is gone.
+BACKGROUND = 60.0
+OBJECT = ROOT / "roles" / "host" / "files" / "bpf" / "sockmap.bpf.o"
 
 
 def test_does_check_mode_before_the_first_run_predict_and_change_nothing(first: FirstRuns) -> None:
@@ -118,7 +122,7 @@ def other_version(folder: Path) -> Path:
 
 def attached_program(installation: Installation) -> int:
     """The program that the cgroup runs, which must be exactly one."""
-    (entry,) = bpftool("cgroup", "show", str(cgroup2()) + installation.cgroup)
+    (entry,) = bpftool("cgroup", "show", cgroup_path(installation.cgroup))
     return int(entry["id"])
 
 
@@ -156,12 +160,33 @@ def test_does_a_kill_in_the_middle_of_an_upgrade_leave_one_version(
     assert not list(applied.bpffs.glob("*%new"))
 
 
-def test_does_a_reboot_bring_everything_back(applied: Installation) -> None:
-    """Unmounting bpffs ends all that is pinned, as a reboot does."""
+def test_does_an_upgrade_put_another_version_in_place(
+    applied: Installation, tmp_path: Path
+) -> None:
+    """With another object, with the same once more, and back again."""
     before = applied.snapshot()
+    for path in (other_version(tmp_path), OBJECT):
+        program = attached_program(applied)
+        options = {"host_object_src": str(path), "container_ports_exclude": [22, 23]}
+        assert changes(applied, "site", **options) > 0
+        assert applied.object_file.read_bytes() == path.read_bytes()
+        assert attached_program(applied) not in (program, 0)
+        assert changes(applied, "site", **options) == 0
+        after = applied.snapshot()
+        for name in ("tcp_sm_ports", "tcp_sm_config"):
+            assert after[0][f"content of {name}"] == before[0][f"content of {name}"]
+
+
+def test_does_a_reboot_bring_everything_back(applied: Installation) -> None:
+    """What is pinned ends, as at a reboot. Unmounting alone does not do: a program that started
+    meanwhile in a mount namespace of its own still has bpffs there."""
+    before = applied.snapshot()
+    for entry in applied.bpffs.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
     subprocess.run(["umount", str(applied.bpffs)], check=True)
-    deadline = time.monotonic() + 10
-    while bpftool("cgroup", "show", str(cgroup2()) + applied.cgroup):
+    deadline = time.monotonic() + BACKGROUND
+    while bpftool("cgroup", "show", cgroup_path(applied.cgroup)):
         assert time.monotonic() < deadline, "the program is still attached"
         time.sleep(0.05)
     run = restore(applied, applied.declaration)
@@ -182,9 +207,11 @@ def test_does_removal_do_what_it_predicted_and_leave_nothing(
     assert first.removed == 0
     programs = {number for path, number in applied.pinned().items() if "/progs/" in path}
     assert changes(applied, "remove", "--check") == changes(applied, "remove")
+    deadline = time.monotonic() + BACKGROUND
+    while applied.snapshot() != first.nothing and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert applied.snapshot() == first.nothing
     assert not os.path.ismount(applied.bpffs)
-    deadline = time.monotonic() + 10  # the kernel frees programs in the background
     while programs & {entry["id"] for entry in bpftool("prog", "show")}:
         assert time.monotonic() < deadline, "programs are still loaded"
         time.sleep(0.1)

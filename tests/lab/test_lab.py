@@ -1,6 +1,9 @@
 # Copyright (c) 2026, the colocated.tcp_sm authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The embedded lab and the demo on it, beside a lab that may be running on this machine."""
+"""The embedded lab and the demo on it, beside a lab that may be running on this machine.
+
+Containers only, as `make demo VMS=no`. The scenario `vm` of molecule has virtual machines as well.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +49,17 @@ class Lab:
             "host_bpffs": str(self.home / "bpf"),
             "host_object_dir": str(self.home / "lib" / "tcp_sm"),
             "host_config_dir": str(self.home / "etc" / "tcp_sm"),
+            "hypervisor_name": NAME,
+            "hypervisor_run_dir": f"/run/{NAME}_agent",
+            "hypervisor_log": str(self.home / "agent.log"),
         }
 
     def play(self, playbook: str, **more: Any) -> str:
         """Run a playbook as `make demo` does; its output."""
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         variables = json.dumps(self.variables() | more)
-        command = [program, "-i", "inventories/lab", f"playbooks/{playbook}.yml", "-e", variables]
+        command = [program, "-i", "inventories/lab", "--limit", "!guests"]
+        command += [f"playbooks/{playbook}.yml", "-e", variables]
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -101,7 +108,7 @@ def test_the_demo_reports_redis_and_nginx_through_shared_memory(lab: Lab) -> Non
 def test_removal_leaves_nothing(lab: Lab) -> None:
     lab.play("remove")
     lab.play("lab", lab_state="absent")
-    left = [f"/var/lib/{NAME}", f"/run/{NAME}", f"/run/netns/{NAME}"]
+    left = [f"/var/lib/{NAME}", f"/run/{NAME}", f"/run/{NAME}_agent", f"/run/netns/{NAME}"]
     assert not [path for path in left if Path(path).exists()]
     assert NAME not in Path("/proc/self/mounts").read_text()
     roots = [

@@ -16,20 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup2_root
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 KEPT = {"meta", "plugins", "roles", "playbooks"}
 TALK = Path(__file__).with_name("talk.py")
-
-
-def cgroup2() -> Path:
-    """Where cgroup2 is mounted."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, target, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(target)
-    pytest.fail("no cgroup2 file system is mounted")
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -108,7 +100,7 @@ def installed(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for path in tree.iterdir():
         if path.name not in KEPT:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    cgroup = cgroup2() / f"tcp_sm_package_{os.getpid()}"
+    cgroup = Path(cgroup2_root()) / f"tcp_sm_package_{os.getpid()}"
     cgroup.mkdir()
     collection = Installed(home, f"tcp_sm_package_{os.getpid()}", cgroup)
     yield collection
@@ -122,8 +114,10 @@ def test_the_tarball_carries_what_runs_and_no_sources_of_the_build(tarball: Path
         names = set(archive.getnames())
     tops = {name.split("/")[0] for name in names}
     assert {"roles/host/files/bpf/sockmap.bpf.o", "plugins/modules/bpf_object.py"} <= names
+    assert {f"roles/guest/files/bpf/{name}.bpf.o" for name in ("ring", "handshake")} <= names
+    assert {"roles/guest/files/module/version", "roles/guest/files/module/tcp_sm.tar"} <= names
     assert any(name.startswith("roles/host/files/runtime/tcp_sm_runtime") for name in names)
-    assert not tops & {"bpf", "build", "molecule", "scripts", "tests", ".venv", "Makefile"}
+    assert not tops & {"bpf", "build", "molecule", "scripts", "tests", ".venv", "Makefile", "kmod"}
     assert not [name for name in names if name.endswith(".pyc")]
     assert tarball.stat().st_size < 1 << 20
 

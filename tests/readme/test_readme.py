@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup2_root
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,9 +48,7 @@ def run(words: list[str], cwd: Path = ROOT) -> str:
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """The cgroup that the README's narrowing example names."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    root = Path(next(words[1] for words in mounts if words[2] == "cgroup2"))
-    made = root / CGROUP
+    made = Path(cgroup2_root()) / CGROUP
     made.mkdir(parents=True)
     yield made
     made.rmdir()
@@ -57,7 +56,7 @@ def cgroup() -> Iterator[Path]:
 
 
 def test_make_targets_exist() -> None:
-    targets = {words[1] for words in commands("make")}
+    targets = {target for words in commands("make") for target in words[1:]}
     named = set(re.findall(r"`make ([a-z-]+)`", README))
     assert {"demo", "test", "build"} <= targets
     for target in targets | named:
@@ -68,7 +67,9 @@ def test_tarball_is_named_as_it_is_built() -> None:
     (install,) = commands("ansible-galaxy")
     version = re.search(r"^version: (\S+)", (ROOT / "galaxy.yml").read_text(), re.MULTILINE)
     assert version
-    assert install[-1] == f"build/colocated-tcp_sm-{version[1]}.tar.gz"
+    assert install[-1] == f"colocated-tcp_sm-{version[1]}.tar.gz"
+    (copy,) = commands("cp")
+    assert f"build/{install[-1]}" in copy
 
 
 def test_inventory_and_playbooks_of_the_users_own(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import process
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup2_root
+from harness import SLOWNESS, process
 from harness.channel import OBJECT, Channel, Config
 from harness.scene import Stage
 
 LIMIT = 60
+_SERIAL = itertools.count()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that hangs, so that its cleanup still runs."""
     marker = request.node.get_closest_marker("limit")
-    seconds = marker.args[0] if marker else LIMIT
+    seconds = int((marker.args[0] if marker else LIMIT) * SLOWNESS)
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"the test took longer than {seconds} s")
@@ -49,14 +52,6 @@ def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)
-
-
-def _cgroup2() -> Path:
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, mount, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(mount)
-    pytest.fail("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup")
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +70,7 @@ def bpffs() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def cgroups() -> Iterator[tuple[Path, Path]]:
     """(the one the channel is attached to, the one beside it)."""
-    base = _cgroup2() / f"tcp_sm_traffic.{os.getpid()}"
+    base = Path(cgroup2_root()) / f"tcp_sm_traffic.{os.getpid()}"
     made = [base, base / "inside", base / "outside"]
     for group in made:
         group.mkdir()
@@ -112,9 +107,11 @@ def stage(channel: Channel, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
 @pytest.fixture
 def own(bpffs: Path, cgroups: tuple[Path, Path]) -> Iterator[Stage]:
     """A channel that the test may take apart, on a cgroup of its own."""
-    top = cgroups[0].parent / "own"
+    # Another name for each test, which finds nothing of one that failed.
+    name = f"own-{next(_SERIAL)}"
+    top = cgroups[0].parent / name
     top.mkdir()
-    channel = Channel(bpffs / "own", top)
+    channel = Channel(bpffs / name, top)
     channel.load()
     channel.configure(Config())
     channel.attach()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import process
+from harness import SLOWNESS, process
 from harness.channel import Config, wait_for
 from harness.process import Place, Said
 from harness.scene import PRODUCTION, Stage, connect, listener
@@ -65,7 +65,7 @@ def tool(place: Place, *command: str, seconds: float = 60) -> str:
     """Run a client program in a place and return what it printed."""
 
     def body(_said: Said) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * SLOWNESS)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -131,7 +131,7 @@ def fetch(_said: Said, port: int, sums: dict[str, str]) -> list[str]:
     """Fetch every file several times over one connection; return the wrong ones."""
     wrong = []
     # A time limit makes Python's socket non-blocking.
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=20 * SLOWNESS)
     for turn in range(10):
         for name, wanted in sums.items():
             client.request("GET", f"/{name}")
@@ -151,31 +151,31 @@ def rate(output: str) -> float:
 
 @pytest.mark.parametrize("sendfile", ["on", "off"])
 def test_nginx(stage: Stage, sendfile: str) -> None:
-    before = stage.channel.stats()["msgs"]
+    before = stage.channel.redirected()
     with stage.configured(PRODUCTION), stage.place() as place, nginx(place, sendfile) as server:
         assert not process.run(fetch, server.port, server.sums, place=place)
         for size in server.sums:
             url = f"http://127.0.0.1:{server.port}/{size}"
             assert rate(tool(place, "wrk", "-t1", "-c20", "-d1s", url)) > 0
         assert not process.run(fetch, server.port, server.sums, place=place)
-    assert stage.channel.stats()["msgs"] - before > 1000
+    assert stage.channel.redirected() - before > 1000
 
 
 def test_nginx_as_a_proxy(stage: Stage) -> None:
     """nginx reads large answers from itself, edge-triggered, over kept connections."""
-    before = stage.channel.stats()["msgs"]
+    before = stage.channel.redirected()
     with stage.configured(PRODUCTION), stage.place() as place, nginx(place, "on") as server:
         for _ in range(3):
             assert not process.run(fetch, server.proxy, server.sums, place=place, seconds=50)
         for size in server.sums:
             url = f"http://127.0.0.1:{server.proxy}/{size}"
             assert rate(tool(place, "wrk", "-t1", "-c10", "-d1s", url)) > 0
-    assert stage.channel.stats()["msgs"] - before > 1000
+    assert stage.channel.redirected() - before > 1000
 
 
 def test_redis(stage: Stage) -> None:
     port = free_port()
-    before = stage.channel.stats()["msgs"]
+    before = stage.channel.redirected()
     command = ("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "")
     with stage.configured(PRODUCTION), stage.place() as place, server(place, port, *command):
         for tests, *extra in (
@@ -187,7 +187,7 @@ def test_redis(stage: Stage) -> None:
                  "-t", tests, *extra)  # fmt: skip
         echo = tool(place, "redis-cli", "-p", str(port), "echo", "still alive")
     assert echo.strip() == "still alive"
-    assert stage.channel.stats()["msgs"] - before > 1000
+    assert stage.channel.redirected() - before > 1000
 
 
 @pytest.mark.soak

@@ -8,12 +8,13 @@ import concurrent.futures
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import process
+from harness import SLOWNESS, process
 from harness.channel import Channel, Config
 from harness.process import Said
 from harness.scene import LEARNING, Stage
@@ -57,9 +58,15 @@ def run_suite(_said: Said, python: str, modules: list[str], seconds: float) -> d
 
 
 def _one(python: str, module: str, seconds: float) -> dict[str, str]:
-    done = subprocess.run(
-        [python, str(SUITE), EXCLUDED, module], capture_output=True, text=True, timeout=seconds
-    )
+    # Where it may write.
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [python, str(SUITE), EXCLUDED, module],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds * SLOWNESS,
+        )
     try:
         return dict(json.loads(done.stdout[done.stdout.rindex("{") :]))
     except ValueError:
@@ -78,7 +85,7 @@ class Results:
 
 def run_both(stage: Stage, python: str, modules: list[str], config: Config) -> Results:
     """Run the modules outside and inside the accelerated cgroup at the same time."""
-    before = stage.channel.stats()["msgs"]
+    before = stage.channel.redirected()
     with (
         stage.configured(config),
         stage.place("off") as outside,
@@ -95,7 +102,7 @@ def run_both(stage: Stage, python: str, modules: list[str], config: Config) -> R
         alone = run_both(stage, python, [name], config)
         return alone.plain == alone.ours
 
-    return Results(plain, ours, stage.channel.stats()["msgs"] - before, again)
+    return Results(plain, ours, stage.channel.redirected() - before, again)
 
 
 def check(results: Results, prefix: str) -> None:

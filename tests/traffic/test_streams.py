@@ -33,15 +33,15 @@ def plans(count: int, largest: int, seed: int = 1) -> list[Plan]:
 @contextlib.contextmanager
 def moved(channel: Channel, way: str) -> Iterator[int]:
     """Assert that the connections inside were redirected, or were not."""
-    before = channel.stats()["msgs"]
+    before = channel.redirected()
     yield before
-    count = channel.stats()["msgs"] - before
+    count = channel.redirected() - before
     assert (count > 0) == (way != "off"), f"{count} messages were redirected ({way})"
 
 
 def switch_when_moving(channel: Channel, before: int, config: Config) -> None:
     """Change the configuration once some messages were redirected."""
-    wait_for("redirected messages", lambda: channel.stats()["msgs"] > before)
+    wait_for("redirected messages", lambda: channel.redirected() > before)
     channel.configure(config)
 
 
@@ -98,7 +98,8 @@ def deferred(sock: socket.socket) -> None:
 def test_tcp_defer_accept(stage: Stage, start: Start, way: str) -> None:
     """The server's socket appears after the client sent: "one", "two" must not turn around."""
     wanted = [Plan(number, 5000 + number, 5000) for number in range(300)]
-    run(stage, start, way, wanted, Setup(Chunks(16, 600), before=deferred))
+    setup = Setup(Chunks(16, 600), before=deferred, dialogue=True, burst=3)
+    run(stage, start, way, wanted, setup)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup2_root
 from harness import net
 from harness.channel import Channel, Config
 from harness.process import Place, Said
@@ -126,6 +127,4 @@ def own_cgroup() -> str:
     """Return the directory of the calling process's cgroup."""
     with open("/proc/self/cgroup") as lines:
         path = next(line[3:].strip() for line in lines if line.startswith("0::"))
-    with open("/proc/mounts") as mounts:
-        top = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
-    return top + path
+    return cgroup2_root() + path

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from harness import SLOWNESS
 from harness.channel import Reason
 from harness.scene import LEARNING, Scene, Stage, receive, send, wait
 
@@ -289,8 +290,16 @@ def uring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("flags", ["nonblocking", "blocking"])
-def test_io_uring(stage: Stage, uring: Path, flags: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "flags"),
+    [
+        ("echo", "nonblocking"),
+        ("echo", "blocking"),
+        ("multishot", "nonblocking"),
+        ("poll", "nonblocking"),
+    ],
+)
+def test_io_uring(stage: Stage, uring: Path, mode: str, flags: str) -> None:
     """Reads of a ring, submitted before the data comes, and its writes."""
 
     def scenario(scene: Scene) -> None:
@@ -298,7 +307,7 @@ def test_io_uring(stage: Stage, uring: Path, flags: str) -> None:
         server.setblocking(flags == "blocking")
         server.set_inheritable(True)
         child = subprocess.Popen(
-            [str(uring), "echo", str(server.fileno()), "40"],
+            [str(uring), mode, str(server.fileno()), "40"],
             pass_fds=[server.fileno()], stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         for turn in range(40):
@@ -311,7 +320,7 @@ def test_io_uring(stage: Stage, uring: Path, flags: str) -> None:
         server.close()
         client.shutdown(socket.SHUT_WR)
         scene.note("EOF", receive(client, 1))
-        out, _ = child.communicate(timeout=5)
+        out, _ = child.communicate(timeout=5 * SLOWNESS)
         scene.note("helper", (child.returncode, out.strip()))
 
     if flags == "nonblocking":

@@ -22,6 +22,8 @@ from .libbpf import Bpf
 
 FOLDERS = {"progs": "prog", "maps": "map", "links": "link"}
 NAME_LENGTH = 15
+# Between the name of a struct_ops map and its digest. No name has it.
+MARK = "#"
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 
@@ -33,6 +35,8 @@ class Pinned:
     progs: dict[str, int] = field(default_factory=dict)
     maps: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
+    # Digests of struct_ops maps, by name: the kernel cannot tell what their object said.
+    contents: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Pinned:
         return self
@@ -60,24 +64,28 @@ class PinFolder:
         """Did a run that was killed leave its staging folder?"""
         return os.path.lexists(self.staging)
 
-    def pin_path(self, folder: str, name: str, staged: bool = False) -> str:
-        """Where the object `name` of kind `folder` is pinned."""
+    def pin_path(self, folder: str, name: str, staged: bool = False, content: str = "") -> str:
+        """Where the object `name` of kind `folder` is pinned; `content` is a struct_ops map's
+        digest."""
         file = name if folder == "links" else escape(name)
+        file += MARK + content if content else ""
         return os.path.join(self.staging if staged else self.path, folder, file)
 
     def open(self) -> Pinned:
         """Open every pin; ForeignError for anything that this collection would not pin."""
         with contextlib.ExitStack() as stack:
             pinned = stack.enter_context(Pinned())
-            for folder, name, path in self._walk():
+            for folder, name, content, path in self._walk():
                 fd = self.bpf.obj_get(path)
                 getattr(pinned, folder)[name] = fd
+                if content:
+                    pinned.contents[name] = content
                 self._check(folder, name, path, fd)
             stack.pop_all()
             return pinned
 
-    def _walk(self) -> Iterator[tuple[str, str, str]]:
-        """(folder, name, path) of each pin."""
+    def _walk(self) -> Iterator[tuple[str, str, str, str]]:
+        """(folder, name, digest of a struct_ops map, path) of each pin."""
         if not self.exists():
             return
         if not _is_folder(self.path):
@@ -87,10 +95,12 @@ class PinFolder:
             if folder not in FOLDERS or not _is_folder(path):
                 raise _foreign(path, f"the folder of an object holds {', '.join(FOLDERS)}")
             for file in sorted(os.listdir(path)):
-                name = file if folder == "links" else unescape(file)
+                name, content = file, ""
+                if folder != "links":
+                    name, _mark, content = unescape(file).partition(MARK)
                 if _is_folder(os.path.join(path, file)):
                     raise _foreign(os.path.join(path, file), "it is a folder")
-                yield folder, name, os.path.join(path, file)
+                yield folder, name, content, os.path.join(path, file)
 
     def _check(self, folder: str, name: str, path: str, fd: int) -> None:
         kind = self.bpf.kind(fd)

@@ -14,11 +14,21 @@ import os
 from collections.abc import Callable, Iterator
 
 from .._model.errors import KernelError
-from .._model.plan import DROP, KEEP, REPLACE, UPDATE, Link, ObjectState, Plan, Step
+from .._model.plan import (
+    DROP,
+    KEEP,
+    REPLACE,
+    STRUCT_OPS,
+    UPDATE,
+    Link,
+    ObjectState,
+    Plan,
+    Step,
+)
 from .._model.spec import Attach
 from .bpffs import PinFolder, Pinned
 from .hints import hint
-from .libbpf import TRACE_ITER, Bpf
+from .libbpf import ATTACH_STRUCT_OPS, TRACE_ITER, Bpf
 from .live import attached_as
 from .loading import Wanted
 
@@ -32,6 +42,7 @@ class Change:
     def __init__(self, bpf: Bpf, folder: PinFolder, live: ObjectState, pinned: Pinned) -> None:
         self.bpf, self.folder, self.live, self.pinned = bpf, folder, live, pinned
         self.undo: list[Callable[[], object]] = []
+        self.kept: set[str] = set()
         self.fds = contextlib.ExitStack()
 
     def apply(self, plan: Plan, wanted: Wanted) -> None:
@@ -44,6 +55,7 @@ class Change:
                 self._change_links(plan, wanted)
         # Only now do replaced links and programs go; the new ones already run.
         self.folder.clean_waste()
+        self._detach_ops()
 
     def remove(self) -> None:
         """Detach and unpin everything."""
@@ -55,6 +67,15 @@ class Change:
             if self.folder.exists():
                 self.folder.retire()
         self.folder.clean_waste()
+        self._detach_ops()
+
+    def _detach_ops(self) -> None:
+        """End what was dropped at once. A link without a pin goes a while later, and until then
+        nothing else can be attached in its place. (Before Linux 6.11 it takes that while.)"""
+        for key, fd in self.pinned.links.items():
+            if self.live.links[key].type == STRUCT_OPS and key not in self.kept:
+                with contextlib.suppress(OSError):
+                    self.bpf.link_detach(fd)
 
     @contextlib.contextmanager
     def _rollback(self) -> Iterator[None]:
@@ -71,9 +92,11 @@ class Change:
         """Stage every pin anew, move the links to the new programs, put the stage in place."""
         self.undo.append(self.folder.clean_waste)
         self.folder.stage()
-        for folder, fds in (("progs", wanted.progs), ("maps", wanted.maps)):
-            for name, fd in fds.items():
-                self.folder.pin(fd, self.folder.pin_path(folder, name, staged=True))
+        for name, fd in wanted.progs.items():
+            self.folder.pin(fd, self.folder.pin_path("progs", name, staged=True))
+        for name, fd in wanted.maps.items():
+            content = wanted.state.maps[name].mark
+            self.folder.pin(fd, self.folder.pin_path("maps", name, staged=True, content=content))
         for step in plan.steps:
             if step.action != DROP:
                 self._stage_link(step, wanted)
@@ -85,6 +108,7 @@ class Change:
         path = self.folder.pin_path("links", step.key, staged=True)
         old = self.pinned.links.get(step.key)
         if old is not None and self._keeps(step, old, wanted):
+            self.kept.add(step.key)
             self.folder.pin(old, path)
         elif step.action != KEEP:
             self._pin_new(step.key, path, wanted)
@@ -92,9 +116,11 @@ class Change:
     def _change_links(self, plan: Plan, wanted: Wanted) -> None:
         """The programs stay; only attachments change, in place. Drops come last."""
         # What was loaded is the same code once more; the pinned instance goes on running.
-        wanted.progs = self.pinned.progs
+        wanted.progs, wanted.maps, wanted.ops = self.pinned.progs, self.pinned.maps, {}
         for step in plan.steps:
-            if step.action not in (KEEP, DROP):
+            if step.action == KEEP:
+                self.kept.add(step.key)
+            elif step.action != DROP:
                 self._change_link(step, wanted)
         self._drop_unlinked(plan)
         for step in plan.steps:
@@ -105,6 +131,7 @@ class Change:
         """Update, create or replace one link in place."""
         old = self.pinned.links.get(step.key)
         if old is not None and self._keeps(step, old, wanted):
+            self.kept.add(step.key)
             return
         if old is not None:
             self._unpin_link(step.key)
@@ -114,10 +141,13 @@ class Change:
         """Does the link serve on, with its program exchanged if that is the step?"""
         if step.action != UPDATE:
             return step.action == KEEP
-        program = wanted.progs[wanted.attach[step.key].program]
-        old = self._program(self.live.links[step.key].prog_id)
+        item, link = wanted.attach[step.key], self.live.links[step.key]
+        if item.type == STRUCT_OPS:
+            new, old = self._set_ops(item, wanted), self._held(self.bpf.map_fd, link.prog_id)
+        else:
+            new, old = wanted.progs[item.program], self._program(link.prog_id)
         try:
-            self.bpf.link_update(link_fd, program)
+            self.bpf.link_update(link_fd, new)
         except OSError as error:
             if error.errno in UNSUPPORTED:
                 return False
@@ -139,9 +169,27 @@ class Change:
         finally:
             os.close(fd)
 
+    def _set_ops(self, item: Attach, wanted: Wanted) -> int:
+        """The struct_ops map that a link shall be moved to, with its programs in it.
+
+        libbpf gives a map its programs only when it attaches it, and cannot move a pinned link.
+        That attachment is refused, since the old one is in place, or ends at once.
+        """
+        if item.map in wanted.ops:
+            try:
+                os.close(self.bpf.attach_struct_ops(wanted.ops[item.map]))
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.EBUSY):
+                    raise
+        return wanted.maps[item.map]
+
     def _program(self, prog_id: int) -> int | None:
+        """A descriptor of a program; none of id zero."""
+        return self._held(self.bpf.prog_fd, prog_id)
+
+    def _held(self, descriptor: Callable[[int], int | None], number: int) -> int | None:
         """A descriptor, open until the transaction ends, so that undoing can use it."""
-        fd = self.bpf.prog_fd(prog_id) if prog_id else None
+        fd = descriptor(number) if number else None
         if fd is not None:
             self.fds.callback(os.close, fd)
         return fd
@@ -154,6 +202,10 @@ class Change:
 
     def _attach(self, item: Attach, wanted: Wanted) -> int | None:
         """A new link's descriptor; None for a program that sits on its map without a link."""
+        if item.type == STRUCT_OPS:
+            if item.map in wanted.ops:
+                return self.bpf.attach_struct_ops(wanted.ops[item.map])
+            return self.bpf.link_create(wanted.maps[item.map], 0, ATTACH_STRUCT_OPS)
         program, attach_type = wanted.progs[item.program], wanted.attach_types[item.program]
         if item.type == "cgroup":
             return self.bpf.link_create(program, wanted.cgroups[item.key], attach_type)
@@ -209,6 +261,6 @@ def attempt(item: Attach) -> Iterator[None]:
                 f"(bpftool cgroup tree shows it). {advice}"
             )
         raise KernelError(
-            f"Cannot attach program {item.program} to {item.target}: {error.strerror}. {advice} "
+            f"Cannot attach {item} to {item.target}: {error.strerror}. {advice} "
             "Everything was put back."
         ) from error

@@ -153,7 +153,9 @@ class Engine:
 
     def _result(self, live: ObjectState, wanted: Wanted, plan: Plan) -> Result:
         word = self.spec.state
-        target = wanted.state if plan.reload else replace(wanted.state, programs=live.programs)
+        target = wanted.state
+        if not plan.reload:
+            target = replace(target, programs=live.programs, maps=live.maps)
         before = planning.describe(live, planning.state_word(live))
         after = planning.describe(target, word)
         for name, entry in live.maps.items():
@@ -193,7 +195,7 @@ class Engine:
                     "key_size": one.key_size,
                     "value_size": one.value_size,
                     "max_entries": one.max_entries,
-                    "pin": path("maps", one.name),
+                    "pin": path("maps", one.name, content=one.mark),
                 }
                 for _key, one in sorted(state.maps.items())
             ],

@@ -5,6 +5,13 @@
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Iterable, Iterator
+
+# The first libbpf that finds struct_ops types of modules.
+OPS_LIBBPF = (1, 4)
+NO_FUNCTION = re.compile(r"extern \(func ksym\) '(\w+)': not found")
+NO_OPS = re.compile(r"struct (?:bpf_struct_ops_)?(\w+) is not found in kernel BTF")
 
 
 def hint(error: OSError) -> str:
@@ -18,3 +25,34 @@ def hint(error: OSError) -> str:
         "the kernel that the object is for.",
         errno.EBUSY: "Another program is attached there: detach it first.",
     }.get(error.errno or 0, "")
+
+
+def lacking(messages: Iterable[str], version: tuple[int, int]) -> Iterator[str]:
+    """What libbpf of this version could not find in the kernel and its modules, and where that
+    comes from."""
+    text = "\n".join(messages)
+    functions = sorted(set(NO_FUNCTION.findall(text)))
+    if functions:
+        yield (
+            f"Neither the kernel nor a loaded module has the function {', '.join(functions)}: "
+            f"load the module that the object is for. {TYPED}"
+        )
+    types = sorted(set(NO_OPS.findall(text)))
+    if types:
+        yield (
+            f"Neither the kernel nor a loaded module has the struct_ops type {', '.join(types)}: "
+            f"load the module that the object is for. {TYPED}"
+        )
+        if version < OPS_LIBBPF:
+            yield (
+                f"libbpf {dotted(version)} does not look into modules: install "
+                f"{dotted(OPS_LIBBPF)} or newer."
+            )
+
+
+TYPED = "It must be built with type information, for which its build needs pahole."
+
+
+def dotted(version: Iterable[int]) -> str:
+    """A version as people write it."""
+    return ".".join(map(str, version))

@@ -98,8 +98,11 @@ PROG_TYPES = (
 )
 # libbpf tries these by an fentry program, which some kernels forbid that allow the others.
 UNPROBED = ("tracing", "ext", "lsm", "struct_ops")
-LINK_TYPES = {1: "tracing", 2: "tracing", 3: "cgroup", 4: "iter", 14: "map"}
+LINK_TYPES = {1: "tracing", 2: "tracing", 3: "cgroup", 4: "iter", 9: "struct_ops", 14: "map"}
+# Where bpf_link_info has the id of what a link is attached to; of struct_ops, of the map itself.
+TARGETS = {"cgroup": ("=Q", 16), "map": ("=I", 16), "struct_ops": ("=I", 16), "iter": ("=I", 28)}
 TRACE_ITER = 28
+ATTACH_STRUCT_OPS = 44
 # Attach types of programs that a sockmap or sockhash takes, by program type.
 SOCKMAP_PROG_TYPES = ("sk_msg", "sk_skb")
 
@@ -214,6 +217,7 @@ class Bpf:
             "bpf_object__btf",
             "btf__raw_data",
             "bpf_map__initial_value",
+            "bpf_map__attach_struct_ops",
         ):
             getattr(self.lib, name).restype = pointer
         for name in ("bpf_program__name", "bpf_map__name"):
@@ -236,6 +240,10 @@ class Bpf:
             "bpf_map__btf_key_type_id",
             "bpf_map__btf_value_type_id",
             "bpf_object__btf",
+            "bpf_map__attach_struct_ops",
+            "bpf_link__fd",
+            "bpf_link__disconnect",
+            "bpf_link__destroy",
         ):
             getattr(self.lib, name).argtypes = [pointer]
         for name in (
@@ -259,6 +267,11 @@ class Bpf:
         )
         self.messages.append(buffer.value.decode("utf-8", "replace").rstrip("\n"))
         return int(written)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The library's."""
+        return int(self.lib.libbpf_major_version()), int(self.lib.libbpf_minor_version())
 
     # -- pins and infos ----------------------------------------------------------------------
 
@@ -321,15 +334,18 @@ class Bpf:
         raw = self._info(fd, bytearray(64))
         kind, number, program = struct.unpack_from("=3I", raw)
         word = LINK_TYPES.get(kind, f"type {kind}")
-        form, offset = {"cgroup": ("=Q", 16), "map": ("=I", 16), "iter": ("=I", 28)}.get(
-            word, ("", 0)
-        )
+        form, offset = TARGETS.get(word, ("", 0))
         target = struct.unpack_from(form, raw, offset)[0] if form else 0
         return LinkInfo(number, word, program, target)
 
     def prog_fd(self, prog_id: int) -> int | None:
         """A descriptor of the program with this id, None where it is gone."""
         fd = int(self.lib.bpf_prog_get_fd_by_id(ctypes.c_uint32(prog_id)))
+        return fd if fd >= 0 else None
+
+    def map_fd(self, map_id: int) -> int | None:
+        """A descriptor of the map with this id, None where it is gone."""
+        fd = int(self.lib.bpf_map_get_fd_by_id(ctypes.c_uint32(map_id)))
         return fd if fd >= 0 else None
 
     def btf_of(self, btf_id: int) -> bytes:
@@ -362,10 +378,26 @@ class Bpf:
             self.lib.bpf_link_create(prog_fd, target_fd, attach_type, ctypes.byref(opts)), "link"
         )
 
-    def link_update(self, link_fd: int, prog_fd: int) -> None:
-        """Exchange a link's program, atomically."""
+    def link_update(self, link_fd: int, fd: int) -> None:
+        """Exchange a link's program, or its struct_ops map, atomically."""
         opts = _UpdateOpts(sz=ctypes.sizeof(_UpdateOpts))
-        _checked(self.lib.bpf_link_update(link_fd, prog_fd, ctypes.byref(opts)), "link")
+        _checked(self.lib.bpf_link_update(link_fd, fd, ctypes.byref(opts)), "link")
+
+    def link_detach(self, link_fd: int) -> None:
+        """Detach at once, whoever else holds the link."""
+        _checked(self.lib.bpf_link_detach(link_fd), "link")
+
+    def attach_struct_ops(self, item: int) -> int:
+        """Give the struct_ops map of a loaded object, by its handle, its programs, and a
+        descriptor of a new link. The map keeps the programs where linking fails."""
+        link = self.lib.bpf_map__attach_struct_ops(item)
+        if not link:
+            number = ctypes.get_errno() or errno.EINVAL
+            raise OSError(number, os.strerror(number), "struct_ops")
+        fd = int(self.lib.bpf_link__fd(link))
+        self.lib.bpf_link__disconnect(link)
+        self.lib.bpf_link__destroy(link)
+        return fd
 
     def prog_attach(self, prog_fd: int, target_fd: int, attach_type: int) -> None:
         """Attach without a link; replaces a program attached in that way."""
@@ -518,7 +550,8 @@ class BpfObject:
         return ctypes.string_at(raw, size.value) if raw else b""
 
     def initial_value(self, item: int) -> bytes:
-        """What an internal map (.rodata) starts with; empty for others."""
+        """What an internal map (.rodata) starts with, and before loading a struct_ops map, with the
+        handles of its programs as pointers (libbpf 1.4); empty for others."""
         size = ctypes.c_size_t()
         start = self.lib.bpf_map__initial_value(item, ctypes.byref(size))
         return ctypes.string_at(start, size.value) if start else b""

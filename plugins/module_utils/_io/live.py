@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .._model.btf import Btf, parse_btf
-from .._model.plan import Link, Map, ObjectState, Program
+from .._model.plan import STRUCT_OPS, Link, Map, ObjectState, Program
 from .._model.spec import unescape
 from .bpffs import Pinned
-from .libbpf import SOCKMAP_PROG_TYPES, Bpf
+from .libbpf import SOCKMAP_PROG_TYPES, Bpf, MapInfo
 from .mounts import has_cgroup_id
 
 # Read-only data belongs to the code: another value is another program.
@@ -45,7 +45,9 @@ UNTYPED = (
 def live_state(bpf: Bpf, pinned: Pinned) -> ObjectState:
     """The state of the object whose pins are open."""
     programs = {name: program_of(bpf, name, fd) for name, fd in pinned.progs.items()}
-    maps = {name: _map(bpf, name, fd) for name, fd in pinned.maps.items()}
+    maps = {
+        name: _map(bpf, name, fd, pinned.contents.get(name, "")) for name, fd in pinned.maps.items()
+    }
     names = {entry.id: name for name, entry in maps.items()}
     links = {key: _link(bpf, key, fd, names) for key, fd in pinned.links.items()}
     state = ObjectState(programs, maps, links)
@@ -59,8 +61,10 @@ def program_of(bpf: Bpf, name: str, fd: int) -> Program:
     return Program(name, info.tag, info.type, info.id, frozenset(info.map_ids))
 
 
-def _map(bpf: Bpf, name: str, fd: int) -> Map:
+def _map(bpf: Bpf, name: str, fd: int, content: str) -> Map:
     info = bpf.map_info(fd)
+    if info.type == STRUCT_OPS:
+        return ops_map(name, info, content, unset=not _is_set(bpf, fd, info))
     btf = parse_btf(bpf.btf_of(info.btf_id)) if info.btf_id else None
     return Map(
         name,
@@ -73,6 +77,18 @@ def _map(bpf: Bpf, name: str, fd: int) -> Map:
         digest(bpf.lookup(fd, bytes(4), info.value_size) or b"") if is_code(name) else "",
         info.id,
     )
+
+
+def ops_map(name: str, info: MapInfo, content: str, unset: bool) -> Map:
+    """A struct_ops map. What the kernel says of it: the struct of an object may be smaller."""
+    sizes = (info.key_size, info.value_size, info.max_entries, info.flags)
+    return Map(name, info.type, *sizes, content=content, id=info.id, unset=unset)
+
+
+def _is_set(bpf: Bpf, fd: int, info: MapInfo) -> bool:
+    """Was the struct_ops map given its programs? Its value begins with a count and a state."""
+    value = bpf.lookup(fd, bytes(4), info.value_size) or b""
+    return any(value[4:8])
 
 
 def is_code(name: str) -> bool:
@@ -96,6 +112,8 @@ def _link(bpf: Bpf, key: str, fd: int, map_names: dict[int, str]) -> Link:
     info = bpf.link_info(fd)
     program, _at, cgroup = key.partition("@")
     target, target_id = info.type, info.target_id
+    if info.type == STRUCT_OPS:
+        return Link(key, program, info.type, target, prog_id=target_id, id=info.id)
     if info.type == "cgroup":
         target = f"cgroup {unescape(cgroup)}"
         # A deleted cgroup lets go of its link after a while, and its path may be taken again.

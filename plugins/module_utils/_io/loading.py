@@ -13,26 +13,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._model.btf import Btf, parse_btf
-from .._model.elf import check_bpf_elf
+from .._model.elf import check_bpf_elf, section_names
 from .._model.errors import InputError, KernelError, MissingError
-from .._model.plan import Link, Map, ObjectState, map_conflict
+from .._model.ops import ops_digest
+from .._model.plan import STRUCT_OPS, Link, Map, ObjectState, map_conflict
 from .._model.spec import Attach, ObjectSpec
 from .bpffs import Pinned
-from .hints import hint
+from .hints import OPS_LIBBPF, dotted, hint, lacking
 from .libbpf import Bpf, BpfObject
-from .live import digest, is_code, layout_of, program_of
+from .live import digest, is_code, layout_of, ops_map, program_of
 from .mounts import open_cgroup
 
 LOG_TAIL_LINES = 30
 LOG_MAX = 65536
 # Sections (.rodata, .bss) whose maps belong to the code: replaced with it, without asking.
 INTERNAL = "."
+# A struct_ops map that is attached by a link: its section, its flag, and who knows them.
+LINK_SECTION = ".struct_ops.link"
+FLAG_LINK = 1 << 13
+OPS_SECTION = ".struct_ops"
 
 
 @dataclass
 class Wanted:
     """A loaded instance: its state, descriptors by name, attach types by program, and by link
-    what to attach and the cgroup's descriptor. The loader's stack owns the descriptors."""
+    what to attach and the cgroup's descriptor; handles of struct_ops maps that have no programs
+    yet. The loader's stack owns the descriptors."""
 
     state: ObjectState
     progs: dict[str, int]
@@ -40,6 +46,7 @@ class Wanted:
     attach_types: dict[str, int]
     attach: dict[str, Attach] = field(default_factory=dict)
     cgroups: dict[str, int] = field(default_factory=dict)
+    ops: dict[str, int] = field(default_factory=dict)
 
 
 def read_object(spec: ObjectSpec) -> tuple[bytes, str]:
@@ -85,6 +92,7 @@ class Loader:
                 f"Cannot open BPF object {self.spec.path}: {error.strerror or error}. "
                 f"{self._said()}"
             ) from error
+        self._require_ops(loaded, data)
         maps = self._declare_maps(loaded, live, pinned)
         handles = loaded.programs()
         self._check_names(handles, maps)
@@ -92,17 +100,37 @@ class Loader:
             loaded.load()
         except OSError as error:
             raise self._load_failure(loaded, error) from error
-        progs = {name: loaded.program_fd(handle) for name, handle in handles.items()}
-        map_fds = {name: loaded.map_fd(handle) for name, handle in loaded.maps().items()}
-        programs = {name: program_of(self.bpf, name, fd) for name, fd in progs.items()}
-        maps = {
-            name: replace(entry, id=self.bpf.map_info(map_fds[name]).id)
-            for name, entry in maps.items()
-        }
-        types = {name: loaded.attach_type(handle) for name, handle in handles.items()}
-        wanted = Wanted(ObjectState(programs, maps), progs, map_fds, types)
+        wanted = self._loaded(loaded, handles, maps)
         self._add_links(wanted)
         return wanted
+
+    def _loaded(self, loaded: BpfObject, handles: dict[str, int], maps: dict[str, Map]) -> Wanted:
+        """What the kernel made of it."""
+        progs = {name: loaded.program_fd(handle) for name, handle in handles.items()}
+        map_handles = loaded.maps()
+        map_fds = {name: loaded.map_fd(handle) for name, handle in map_handles.items()}
+        programs = {name: program_of(self.bpf, name, fd) for name, fd in progs.items()}
+        maps = {name: self._real_map(entry, map_fds[name]) for name, entry in maps.items()}
+        types = {name: loaded.attach_type(handle) for name, handle in handles.items()}
+        ops = {name: map_handles[name] for name, entry in maps.items() if entry.type == STRUCT_OPS}
+        return Wanted(ObjectState(programs, maps), progs, map_fds, types, ops=ops)
+
+    def _real_map(self, declared: Map, fd: int) -> Map:
+        info = self.bpf.map_info(fd)
+        if declared.type == STRUCT_OPS:
+            return ops_map(declared.name, info, declared.content, unset=False)
+        return replace(declared, id=info.id)
+
+    def _require_ops(self, loaded: BpfObject, data: bytes) -> None:
+        """Old libraries skip a section of struct_ops that they do not know, in silence."""
+        sections = [name for name in section_names(data) if name.startswith(OPS_SECTION)]
+        types = {loaded.map_declared(handle)["type"] for handle in loaded.maps().values()}
+        if sections and STRUCT_OPS not in types:
+            raise MissingError(
+                f"Cannot load {self.spec.path}: libbpf {dotted(self.bpf.version)} does not know "
+                f"its section {sections[0]}. Install libbpf {dotted(OPS_LIBBPF)} or newer "
+                "(Debian 13 has it)."
+            )
 
     def _declare_maps(self, loaded: BpfObject, live: ObjectState, pinned: Pinned) -> dict[str, Map]:
         """Size the maps, decide which pinned ones serve again; InputError on a conflict."""
@@ -114,7 +142,7 @@ class Loader:
         conflicts = {
             name: map_conflict(live.maps[name], entry)
             for name, entry in maps.items()
-            if name in live.maps
+            if name in live.maps and not entry.type == live.maps[name].type == STRUCT_OPS
         }
         self._refuse_conflicts(conflicts)
         for name, why in conflicts.items():
@@ -147,35 +175,40 @@ class Loader:
 
     def _declared_map(self, loaded: BpfObject, name: str, handle: int, btf: Btf | None) -> Map:
         declared = loaded.map_declared(handle)
-        if declared["type"] == "struct_ops":
-            raise InputError(
-                f"The object {self.spec.path} has struct_ops map {name!r}, which this module "
-                "does not support."
-            )
         key, value = declared.pop("key_type_id"), declared.pop("value_type_id")
         content = digest(loaded.initial_value(handle)) if is_code(name) else ""
+        if declared["type"] == STRUCT_OPS:
+            programs = {pointer: program for program, pointer in loaded.programs().items()}
+            content = ops_digest(loaded.initial_value(handle), programs)
         return Map(
             name, layout=layout_of(btf, key, value, declared["type"]), content=content, **declared
         )
 
     def _check_names(self, programs: dict[str, int], maps: dict[str, Map]) -> None:
         for item in self.spec.attach:
-            if item.program not in programs:
+            if item.program and item.program not in programs:
                 raise InputError(
                     f"attach: the object {self.spec.path} has no program "
                     f"{item.program!r}; it has {_names(programs)}"
                 )
             if item.map and item.map not in maps:
+                purpose = f"for program {item.program}" if item.program else "to attach"
                 raise InputError(
                     f"attach: the object {self.spec.path} has no map {item.map!r} "
-                    f"for program {item.program}; it has {_names(maps)}"
+                    f"{purpose}; it has {_names(maps)}"
+                )
+            if item.type == STRUCT_OPS and not maps[item.map].flags & FLAG_LINK:
+                raise InputError(
+                    f"attach: map {item.map} of the object {self.spec.path} cannot be attached as "
+                    f"struct_ops; only those in its section {LINK_SECTION} can"
                 )
 
     def _add_links(self, wanted: Wanted) -> None:
         """Resolve the attach list to targets."""
         links = {}
         for item in self.spec.attach:
-            target_id = wanted.state.maps[item.map].id if item.map else 0
+            walked = item.map and item.type != STRUCT_OPS
+            target_id = wanted.state.maps[item.map].id if walked else 0
             if item.type == "cgroup":
                 try:
                     fd, target_id = open_cgroup(item.cgroup)
@@ -187,7 +220,7 @@ class Loader:
                 self.stack.callback(os.close, fd)
                 wanted.cgroups[item.key] = fd
             if self.spec.state == "attached":
-                links[item.key] = Link(item.key, item.program, item.type, item.target, target_id)
+                links[item.key] = Link(item.key, item.attached, item.type, item.target, target_id)
                 wanted.attach[item.key] = item
         wanted.state = replace(wanted.state, links=links)
 
@@ -199,7 +232,8 @@ class Loader:
             f"{error.strerror}. {self._said()}"
         ]
         parts += [f"The end of the verifier's log:\n{tail}"] if tail else []
-        parts += [*self._missing_features(loaded), hint(error), "Nothing was changed."]
+        parts += [*lacking(self.bpf.messages, self.bpf.version), *self._missing_features(loaded)]
+        parts += [hint(error), "Nothing was changed."]
         return KernelError("\n".join(part for part in parts if part), log[-LOG_MAX:])
 
     def _missing_features(self, loaded: BpfObject) -> Iterator[str]:

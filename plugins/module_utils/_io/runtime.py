@@ -33,7 +33,7 @@ def restore(path: str) -> list[str]:
     declaration = _read(path)
     _mount(declaration.object.bpffs)
     spec = declaration.object
-    if spec.state == "attached":
+    if spec.state == "attached" and declaration.maps:
         # The maps come between loading and attaching: no socket sees them empty. An object that
         # is attached already stays so: loading it would detach it for a moment.
         if not _is_loaded(declaration):
@@ -51,7 +51,7 @@ def _read(path: str) -> Declaration:
     except OSError as error:
         raise InputError(
             f"Cannot read the declaration {path}: {error.strerror}. Apply the role "
-            "colocated.tcp_sm.container to write it."
+            "colocated.tcp_sm.container or colocated.tcp_sm.guest to write it."
         ) from error
     return parse_declaration(text, path)
 

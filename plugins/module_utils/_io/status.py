@@ -112,7 +112,7 @@ class Status:
                 "value_size": info.value_size,
                 "max_entries": info.max_entries,
             }
-            pin = self.pins.pin_path("maps", name)
+            pin = self.pins.pin_path("maps", name, content=self.pinned.contents.get(name, ""))
             result.append({"name": name, "id": info.id, "type": info.type, **sizes, "pin": pin})
         return result
 
@@ -166,8 +166,8 @@ class Status:
         parts = (values[start : start + size] for start in range(0, len(values), stride))
         return _readable(lambda: records.sum_stats(parts), self.folder / "maps" / STATS_MAP)
 
-    def connections(self) -> list[dict[str, Any]]:
-        """Every connection in scope, as :func:`connections.join` has them."""
+    def records(self) -> list[records.Record]:
+        """What the programs know of each socket; none where they are not attached."""
         if DUMP_LINK not in self.pinned.links:
             return []
         path = self.folder / "links" / DUMP_LINK
@@ -178,11 +178,8 @@ class Status:
                 f"Cannot read the connections from {path}: {error.strerror}. Run as root "
                 "(become: true)."
             ) from error
-        found = _readable(lambda: records.parse_records(data), path)
-        names = connections.Names(
-            cgroup_paths(one.cgroup for one in found), netns_names() if found else {}
-        )
-        return connections.join(found, names)
+        found: list[records.Record] = _readable(lambda: records.parse_records(data), path)
+        return found
 
     def profiles(self) -> list[dict[str, Any]]:
         """What was learned about each (cgroup, server port, side), by cgroup and port."""
@@ -224,6 +221,17 @@ def _profile(key: dict[str, Any], value: dict[str, Any], paths: dict[int, str]) 
         "side": abi.Side(key["side"]).name.lower(),
         "learned": learned,
     }
+
+
+def all_connections(
+    sockmap: list[records.Record], ring: list[records.Record]
+) -> list[dict[str, Any]]:
+    """Every connection in scope of either channel, as :func:`connections.join` has them."""
+    found = connections.one_each(sockmap, ring)
+    names = connections.Names(
+        cgroup_paths(one.cgroup for one in found), netns_names() if found else {}
+    )
+    return connections.join(found, names)
 
 
 # -- names of numbers -------------------------------------------------------------------------

@@ -88,6 +88,13 @@ class Reason(enum.IntEnum):
     BUSY = 23
     STARTING = 24
     SENDFILE = 25
+    NO_REGION = 26
+    NO_OFFER = 27
+    OTHER_REGION = 28
+    SLOTS = 29
+    DEFER_ACCEPT = 30
+    SAME_GUEST = 31
+    UNCONFIRMED = 32
 
 
 class TcpState(enum.IntEnum):
@@ -115,16 +122,16 @@ EXPLANATIONS: dict[Reason, str] = {
         "does run on this host, add its cgroup to container_cgroups and let it reconnect."
     ),
     Reason.MODE_PASS: (
-        "The mode is `pass`, so nothing is accelerated; set container_mode to `on` and let "
-        "the application reconnect."
+        "The mode is `pass`, so nothing is accelerated; set container_mode (in a virtual machine: "
+        "guest_mode) to `on` and let the application reconnect."
     ),
     Reason.PORT: (
         "A port rule keeps this server port out; change container_ports_include or "
-        "container_ports_exclude to let it in."
+        "container_ports_exclude (in a virtual machine: guest_ports_...) to let it in."
     ),
     Reason.CIDR: (
         "An address rule keeps one of the two addresses out; change container_cidrs_include "
-        "or container_cidrs_exclude to let it in."
+        "or container_cidrs_exclude (in a virtual machine: guest_cidrs_...) to let it in."
     ),
     Reason.LEARNING: (
         "The first connections to a port are only watched, to learn how its programs use "
@@ -206,6 +213,26 @@ EXPLANATIONS: dict[Reason, str] = {
     ),
     Reason.SENDFILE: (
         "The sender uses sendfile for large pieces, which TCP moves without a copy; nothing to do."
+    ),
+    Reason.NO_REGION: (
+        "This machine has no shared memory region; attach one with colocated.tcp_sm.ivshmem_domain."
+    ),
+    Reason.NO_OFFER: (
+        "The other end said nothing of shared memory: it has no region, no module or no programs, "
+        "or something on the way removed the TCP option."
+    ),
+    Reason.OTHER_REGION: (
+        "The other end is not in this machine's region: another hypervisor or trust domain, "
+        "or its life ended meanwhile."
+    ),
+    Reason.SLOTS: (
+        "All slots of the client's chunk are taken; give the machine a larger chunk or smaller "
+        "rings."
+    ),
+    Reason.DEFER_ACCEPT: "The listener uses TCP_DEFER_ACCEPT, which needs the first bytes by TCP.",
+    Reason.SAME_GUEST: "Both ends are in this machine; the sockmap channel is for these.",
+    Reason.UNCONFIRMED: (
+        "The other end did not confirm that it uses the ring; it was being changed, or gave up."
     ),
 }
 
@@ -310,7 +337,7 @@ STRUCTS: dict[str, tuple[Field, ...]] = {
             "left",
             "lost_events",
         ),
-        Field("reasons", "Q", 32),
+        Field("reasons", "Q", 64),
     ),
 }
 

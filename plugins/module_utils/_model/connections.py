@@ -11,7 +11,8 @@ collide.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import abi
@@ -28,6 +29,32 @@ class Names:
 
     cgroups: Mapping[int, str] = dataclasses.field(default_factory=dict)
     netns: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+# What the sockmap channel says of a socket that the ring channel may be for.
+_NOT_LOCAL = (abi.Reason.NO_LOCAL_PEER, abi.Reason.MODE_PASS)
+
+
+def one_each(sockmap: Iterable[Record], ring: Iterable[Record]) -> list[Record]:
+    """One record for each socket that the programs of both channels watch.
+
+    Where it is accelerated, the record of the channel that does it. On TCP, the ring channel's
+    reason counts for connections that leave this machine, and the sockmap channel's for others.
+    """
+    chosen = {record.cookie: record for record in sockmap}
+    for record in ring:
+        other = chosen.get(record.cookie)
+        if other is None or _ring_decides(other, record):
+            chosen[record.cookie] = record
+    return list(chosen.values())
+
+
+def _ring_decides(sockmap: Record, ring: Record) -> bool:
+    if abi.Channel.TCP not in (sockmap.channel, ring.channel):
+        return True
+    if sockmap.channel != ring.channel:
+        return ring.channel != abi.Channel.TCP
+    return sockmap.reason in _NOT_LOCAL and ring.reason != abi.Reason.SAME_GUEST
 
 
 def join(records: Iterable[Record], names: Names | None = None) -> list[dict[str, Any]]:
@@ -54,6 +81,57 @@ def join(records: Iterable[Record], names: Names | None = None) -> list[dict[str
         elif record.side == abi.Side.CLIENT:
             result.append(_connection(record, partner, names))
     return result
+
+
+def across(machines: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One list of what several machines said of their connections, as ``join`` returns them.
+
+    Two machines that hold one end each of the same addresses and ports speak of one connection:
+    it gets both ends, the larger counts, which are the later reading, and the channel and reason
+    of the end that is on TCP. Addresses of loopback are never compared.
+    """
+    found: list[dict[str, Any]] = []
+    halves: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for connection in (one for connections in machines for one in connections):
+        key = _addresses(connection)
+        other = halves.pop(key, None)
+        if other is not None and _missing_end(other) != _missing_end(connection):
+            other.update(_merged(other, connection))
+            continue
+        found.append(dict(connection))
+        if _missing_end(connection) and not _is_loopback(connection):
+            halves[key] = found[-1]
+    return found
+
+
+def _addresses(connection: Mapping[str, Any]) -> tuple[Any, ...]:
+    ends = connection["client"], connection["server"]
+    return tuple(end[part] for end in ends for part in ("addr", "port"))
+
+
+def _is_loopback(connection: Mapping[str, Any]) -> bool:
+    return ipaddress.ip_address(connection["client"]["addr"]).is_loopback
+
+
+def _missing_end(connection: Mapping[str, Any]) -> str | None:
+    """The end that the machine knows nothing of but its address."""
+    for end in ("client", "server"):
+        if connection[end]["cookie"] is None:
+            return end
+    return None
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    deciding = other if one["reason"] is None else one
+    counts = ("bytes", "messages", "redirected_bytes", "tcp_bytes")
+    return {
+        **{name: deciding[name] for name in ("channel", "reason")},
+        **{name: max(one[name], other[name]) for name in counts},
+        **{
+            end: one[end] if one[end]["cookie"] is not None else other[end]
+            for end in ("client", "server")
+        },
+    }
 
 
 def _pair_up(ends: list[Record]) -> dict[int, Record]:

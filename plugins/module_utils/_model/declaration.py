@@ -50,7 +50,7 @@ def parse_declaration(text: str, source: str) -> Declaration:
         raise InputError(f"{source}: {error}. {AGAIN}") from error
 
 
-AGAIN = "Apply the role colocated.tcp_sm.container again to write it anew."
+AGAIN = "Apply the role (colocated.tcp_sm.container or guest) again to write it anew."
 
 
 def _parse(raw: Any) -> Declaration:

@@ -71,6 +71,21 @@ def _check_sections(data: bytes, order: str, path: str) -> None:
             raise InputError(_truncated(path, start + size, len(data)))
 
 
+def section_names(data: bytes) -> list[str]:
+    """The names of the sections of a file that check_bpf_elf let pass; none where they lie
+    outside of it."""
+    order = "<" if data[5] == 1 else ">"
+    (offset,) = struct.unpack_from(order + "Q", data, 40)
+    _size, count, strings = struct.unpack_from(order + "HHH", data, 58)
+    headers = [offset + index * SECTION_HEADER_SIZE for index in range(count)]
+    try:
+        (start,) = struct.unpack_from(order + "Q", data, headers[strings] + 24)
+        names = [start + struct.unpack_from(order + "I", data, header)[0] for header in headers]
+        return [data[name : data.index(b"\0", name)].decode("utf-8", "replace") for name in names]
+    except (IndexError, ValueError, struct.error):
+        return []
+
+
 def _truncated(path: str, wanted: int, have: int) -> str:
     return (
         f"{path} is truncated: it needs at least {wanted} bytes and has {have}. "

@@ -126,19 +126,18 @@ class KnownBug:
 
 
 # What can hit kernels from 6.6 on with what these programs do: sk_msg redirect to ingress
-# through a sockhash, deletion while a socket may be closing, attachment by link. Source of
-# titles and versions: the stable changelogs as Debian's packages repeat them (linux 6.1.98-1
-# has the first as of 6.1.95, linux 6.11.6-1 the second as of 6.11.6); 6.6.35 and 6.9.6 are
-# from the CVE's record. The many other sockmap fixes there concern stream parsers, skb
-# verdicts, AF_UNIX, corking, apply_bytes, push and pop, kTLS or replaced elements, none of
+# through a sockhash, deletion while a socket may be closing, attachment by link. Source of the
+# first's versions: the kernel's own record of the CVE; of the second's: the stable changelog as
+# Debian's package linux 6.11.6-1 repeats it. The many other sockmap fixes concern stream parsers,
+# skb verdicts, AF_UNIX, corking, apply_bytes, push and pop, kTLS or replaced elements, none of
 # which these programs use.
 KNOWN_BUGS = (
     KnownBug(
         # CVE-2024-39500. sock_map_close finds itself as the saved close, warns and returns:
         # the socket is never closed, and its peer never gets a FIN.
         title="sock_map: avoid race between sock_map_close and sk_psock_put",
-        since=(4, 20),
-        fixed=((6, 1, 95), (6, 6, 35), (6, 9, 6), (6, 10, 0)),
+        since=(5, 13),
+        fixed=((5, 15, 162), (6, 1, 95), (6, 6, 35), (6, 9, 6), (6, 10, 0)),
         effect="a socket that is closed while it leaves the sockmap is leaked and not closed",
     ),
     KnownBug(

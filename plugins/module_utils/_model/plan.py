@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 KEEP, UPDATE, CREATE, REPLACE, DROP = "keep", "update", "create", "replace", "drop"
+STRUCT_OPS = "struct_ops"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Program:
 @dataclass(frozen=True)
 class Map:
     """A map. `layout` describes key and value (see btf.Btf.layout), `content` is the digest of
-    data that belongs to the code (.rodata), empty elsewhere."""
+    data that belongs to the code (.rodata, struct_ops), empty elsewhere or where unknown. `unset`
+    is a struct_ops map that was never given its programs, and so cannot be attached."""
 
     name: str
     type: str
@@ -36,6 +38,12 @@ class Map:
     layout: object = None
     content: str = ""
     id: int = 0
+    unset: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What the pin's name has to tell, because the kernel cannot."""
+        return self.content if self.type == STRUCT_OPS else ""
 
     @property
     def summary(self) -> str:
@@ -50,7 +58,8 @@ class Map:
 class Link:
     """An attachment; `target_id` is the cgroup's or the map's id, zero where there is none.
 
-    `pinned` is False for a program attached to a map without a link (Linux before 6.10).
+    `pinned` is False for a program attached to a map without a link (Linux before 6.10). Of type
+    struct_ops, `program` and `prog_id` are those of the map, and a `prog_id` of zero is detached.
     """
 
     key: str
@@ -75,6 +84,11 @@ class ObjectState:
         """Do the pinned programs use the pinned maps? Otherwise somebody mixed two loads."""
         ids = {entry.id for entry in self.maps.values()}
         return all(program.map_ids <= ids for program in self.programs.values())
+
+    def attachable(self, link: Link) -> int:
+        """Id of the program, or of the struct_ops map, that `link` shall attach; zero: none."""
+        found = (self.maps if link.type == STRUCT_OPS else self.programs).get(link.program)
+        return found.id if found else 0
 
 
 @dataclass(frozen=True)
@@ -117,10 +131,28 @@ def needs_reload(live: ObjectState, wanted: ObjectState) -> bool:
     tags = {name: program.tag for name, program in live.programs.items()}
     if tags != {name: program.tag for name, program in wanted.programs.items()}:
         return True
-    ids = {name: entry.id for name, entry in live.maps.items()}
-    if ids != {name: entry.id for name, entry in wanted.maps.items()}:
+    if _map_ids(live) != _map_ids(wanted):
         return True
-    return not live.consistent()
+    return not live.consistent() or any(
+        _other_ops(live.maps[name], entry, linked=name in wanted.links)
+        for name, entry in wanted.maps.items()
+        if entry.type == STRUCT_OPS
+    )
+
+
+def _map_ids(state: ObjectState) -> dict[str, object]:
+    """What must be the same of each map. A struct_ops map is made anew at every load."""
+    return {
+        name: entry.type if entry.type == STRUCT_OPS else entry.id
+        for name, entry in state.maps.items()
+    }
+
+
+def _other_ops(live: Map, wanted: Map, linked: bool) -> bool:
+    """Has the pinned struct_ops map other contents, or none where they are needed?"""
+    if "" not in (live.content, wanted.content) and live.content != wanted.content:
+        return True
+    return linked and live.unset
 
 
 def make_plan(live: ObjectState, wanted: ObjectState) -> Plan:
@@ -129,7 +161,7 @@ def make_plan(live: ObjectState, wanted: ObjectState) -> Plan:
     reload = needs_reload(live, wanted)
     steps = []
     for key, link in wanted.links.items():
-        prog_id = (wanted if reload else live).programs[link.program].id
+        prog_id = (wanted if reload else live).attachable(link)
         steps.append(Step(_action(live.links.get(key), replace(link, prog_id=prog_id)), key))
     steps += [Step(DROP, key) for key in live.links if key not in wanted.links]
     return Plan(reload, tuple(steps))
@@ -140,25 +172,29 @@ def _action(have: Link | None, want: Link) -> str:
         return CREATE
     if (have.type, have.target_id) != (want.type, want.target_id):
         return REPLACE
+    if have.type == STRUCT_OPS and not have.prog_id:
+        return REPLACE
     return KEEP if have.prog_id == want.prog_id else UPDATE
 
 
 def describe(state: ObjectState, word: str) -> dict[str, Any]:
     """For a diff: sorted, and without ids, which differ at every load."""
-    current = {name: program.id for name, program in state.programs.items()}
-    links = {}
-    for key, link in sorted(state.links.items()):
-        stale = link.prog_id not in (0, current.get(link.program, 0))
-        gone = link.type == "cgroup" and link.prog_id and not link.target_id
-        links[key] = link.target + (
-            " (cgroup was deleted)" if gone else " (another program)" if stale else ""
-        )
+    links = {key: link.target + _flaw(link, state) for key, link in sorted(state.links.items())}
     return {
         "state": word,
         "programs": {name: program.tag for name, program in sorted(state.programs.items())},
         "maps": {name: entry.summary for name, entry in sorted(state.maps.items())},
         "links": links,
     }
+
+
+def _flaw(link: Link, state: ObjectState) -> str:
+    """What is wrong with a link, in brackets. Wanted links have no ids yet, and no flaw."""
+    if link.type == "cgroup" and link.prog_id and not link.target_id:
+        return " (cgroup was deleted)"
+    if link.type == STRUCT_OPS and link.id and not link.prog_id:
+        return " (detached)"
+    return " (another program)" if link.prog_id not in (0, state.attachable(link)) else ""
 
 
 def state_word(state: ObjectState) -> str:

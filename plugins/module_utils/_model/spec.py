@@ -13,7 +13,7 @@ from .errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-ATTACH_TYPES = ("cgroup", "map", "tracing", "iter")
+ATTACH_TYPES = ("cgroup", "map", "tracing", "iter", "struct_ops")
 STATES = ("attached", "loaded", "absent")
 ENTRY_STATES = ("present", "absent", "exact")
 PIN_NAME_MAX = 255
@@ -22,7 +22,10 @@ U32_MAX = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class Attach:
-    """One attachment. `cgroup` is normalised: absolute below the cgroup2 mount, "/" its root."""
+    """One attachment. `cgroup` is normalised: absolute below the cgroup2 mount, "/" its root.
+
+    Of type struct_ops, a map that holds several programs is attached and `program` is empty.
+    """
 
     program: str
     type: str
@@ -36,16 +39,24 @@ class Attach:
         bpffs refuses dots in names, and a slash would be a folder, so these are escaped.
         """
         if self.type != "cgroup":
-            return self.program
+            return self.attached
         return f"{self.program}@{escape(self.cgroup)}"
+
+    @property
+    def attached(self) -> str:
+        """The program's name; of struct_ops, the map's."""
+        return self.map if self.type == "struct_ops" else self.program
+
+    def __str__(self) -> str:
+        return f"program {self.program}" if self.program else f"map {self.map}"
 
     @property
     def target(self) -> str:
         """What it is attached to, for people."""
         if self.type == "cgroup":
             return f"cgroup {self.cgroup}"
-        if self.type == "tracing":
-            return "tracing"
+        if self.type in ("tracing", "struct_ops"):
+            return self.type
         return f"{self.type} {self.map}".strip()
 
 
@@ -143,9 +154,9 @@ def parse_attach(raw: Any) -> tuple[Attach, ...]:
         one = _parse_one_attach(item, at)
         if one.key in found:
             raise InputError(
-                f"{at}: program {one.program} is attached to {one.target} twice"
+                f"{at}: {one} is attached to {one.target} twice"
                 if found[one.key] == one
-                else f"{at}: program {one.program} already attaches to "
+                else f"{at}: {one} already attaches to "
                 f"{found[one.key].target}; only cgroups can be several"
             )
         found[one.key] = one
@@ -154,10 +165,12 @@ def parse_attach(raw: Any) -> tuple[Attach, ...]:
 
 def _parse_one_attach(item: Mapping[str, Any], at: str) -> Attach:
     program, kind = str(item.get("program") or ""), str(item.get("type") or "")
-    if not program:
+    if not program and kind != "struct_ops":
         raise InputError(f"{at}: needs a program")
     if kind not in ATTACH_TYPES:
         raise InputError(f"{at}: type {kind!r} must be one of {', '.join(ATTACH_TYPES)}")
+    if program and kind == "struct_ops":
+        raise InputError(f"{at}: type struct_ops takes a map, which names its programs itself")
     cgroup, target_map = str(item.get("cgroup") or ""), str(item.get("map") or "")
     if kind == "cgroup":
         one = Attach(program, kind, cgroup=normal_cgroup(cgroup, at))
@@ -166,8 +179,8 @@ def _parse_one_attach(item: Mapping[str, Any], at: str) -> Attach:
                 f"{at}: cgroup {cgroup} is too long for a pin name; attach to a parent of it"
             )
         return one
-    if kind == "map" and not target_map:
-        raise InputError(f"{at}: type map needs the name of a map")
+    if kind in ("map", "struct_ops") and not target_map:
+        raise InputError(f"{at}: type {kind} needs the name of a map")
     return Attach(program, kind, map="" if kind == "tracing" else target_map)
 
 

@@ -94,40 +94,53 @@ def _legend(connections: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def bench_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The ``bench`` list of the report; ``ratio`` is above 1 where this beats TCP."""
+    """The ``bench`` list of the report; ``ratio`` is above 1 where this beats TCP.
+
+    Columns of what no workload has are left out.
+    """
     if not results:
         return "No measurements."
-    header = (
-        "TOPOLOGY",
-        "WORKLOAD",
-        "UNIT",
-        "TCP",
-        "OURS",
-        "RATIO",
-        "CI",
-        "CPU",
-        "NAIVE",
-        "UNIX",
-        "RUNS",
-    )
     rows = [_bench_row(one) for one in results]
-    return render(header, rows, right=range(3, len(header)))
+    header = [
+        name
+        for name in rows[0]
+        if name not in _BENCH_OPTIONAL or any(row[name] != "-" for row in rows)
+    ]
+    cells = [[row[name] for name in header] for row in rows]
+    return render(header, cells, right=range(3, len(header)))
 
 
-def _bench_row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        one["topology"],
-        one["workload"],
-        one["unit"],
-        number_text(one["tcp"]),
-        number_text(one["ours"]),
-        _ratio_text(one["ratio"]),
-        "-".join(_ratio_text(bound) for bound in one.get("ci") or ()) or "-",
-        _ratio_text(one.get("cpu_ratio")),
-        number_text(one.get("naive")),
-        number_text(one.get("unix")),
-        str(one["runs"]),
-    )
+_BENCH_OPTIONAL = ("HOST-CPU", "SPIN", "SPIN-RATIO", "NAIVE", "UNIX", "LOOPBACK")
+
+
+def _bench_row(one: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "TOPOLOGY": topology_text(one),
+        "WORKLOAD": one["workload"],
+        "UNIT": one["unit"],
+        "TCP": number_text(one["tcp"]),
+        "OURS": number_text(one["ours"]),
+        "RATIO": _ratio_text(one["ratio"]),
+        "CI": _interval_text(one.get("ci")),
+        "CPU": _ratio_text(one.get("cpu_ratio")),
+        "HOST-CPU": _ratio_text(one.get("host_cpu_ratio")),
+        "SPIN": number_text(one.get("spin")),
+        "SPIN-RATIO": _ratio_text(one.get("spin_ratio")),
+        "NAIVE": number_text(one.get("naive")),
+        "UNIX": number_text(one.get("unix")),
+        "LOOPBACK": number_text(one.get("loopback")),
+        "RUNS": str(one["runs"]),
+    }
+
+
+def topology_text(one: Mapping[str, Any]) -> str:
+    """A topology; that of virtual machines with what runs them, such as ``vm/tcg``."""
+    guests = one.get("guests")
+    return f"{one['topology']}/{guests['accelerator']}" if guests else str(one["topology"])
+
+
+def _interval_text(interval: Sequence[float] | None) -> str:
+    return "-".join(_ratio_text(bound) for bound in interval or ()) or "-"
 
 
 def _ratio_text(value: float | None) -> str:

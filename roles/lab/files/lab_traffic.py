@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcp_sm_bench.drive import RunError, parse_redis, parse_wrk
 from tcp_sm_bench.model import OURS, TCP, Sample, Samples, Workload, order, select, summarise
+from tcp_sm_bench.tools import RunError, parse_redis, parse_wrk
 
 RUN_SECONDS = 60  # no single run takes longer
 REDIS_REQUESTS = 20000  # of the first run, which tells how many make `--seconds`

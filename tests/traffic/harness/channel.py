@@ -8,102 +8,32 @@ of its own, so that tests neither see nor disturb what else runs on the machine.
 
 from __future__ import annotations
 
-import enum
+import errno
 import ipaddress
 import os
 import struct
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from . import kernel
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi, records
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.abi import Reason
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.records import Record
 
-ABI = 1
-PASS, ON, DRAIN = 0, 1, 2
-TCP, SOCKMAP = 0, 1
-INCLUDE, EXCLUDE = 1, 2
+from . import SLOWNESS, kernel
+
+__all__ = ["Reason", "Record"]
+
+PASS, ON, DRAIN = abi.Mode.PASS, abi.Mode.ON, abi.Mode.DRAIN
+TCP = abi.Channel.TCP
+INCLUDE, EXCLUDE = abi.Rule.INCLUDE, abi.Rule.EXCLUDE
 SO_COOKIE = 57
+DETACHED = 10.0  # seconds that the kernel may take
 
 ROOT = Path(__file__).resolve().parents[3]
 OBJECT = Path(os.environ.get("TCP_SM_OBJECT", ROOT / "build" / "bpf" / "sockmap.bpf.o"))
-
-
-class Reason(enum.IntEnum):
-    """enum tcp_sm_reason of bpf/tcp_sm.h."""
-
-    NONE = 0
-    NO_LOCAL_PEER = 1
-    MODE_PASS = 2
-    PORT = 3
-    CIDR = 4
-    LEARNING = 5
-    BLOCKING = 6
-    TFO = 7
-    MPTCP = 8
-    ULP = 9
-    ZEROCOPY = 10
-    TIMESTAMP = 11
-    RCVLOWAT = 12
-    INQ = 13
-    PEEK_OFF = 14
-    OOB = 15
-    SPLICE = 16
-    RECV_FLAGS = 17
-    REPAIR = 18
-    SHORT = 19
-    STREAM = 20
-    PEER_LEFT = 21
-    NO_MEMORY = 22
-    BUSY = 23
-    STARTING = 24
-    SENDFILE = 25
-
-
-@dataclass(frozen=True)
-class Flow:
-    """struct tcp_sm_flow: one direction, named by its sender."""
-
-    bytes: int
-    msgs: int
-    read_bytes: int
-    passed_msgs: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """The fields of struct tcp_sm_record that tests look at."""
-
-    cookie: int
-    peer_cookie: int
-    cgroup: int
-    tx: Flow
-    rx: Flow
-    netns: int
-    local_port: int
-    remote_port: int
-    side: int
-    channel: int
-    reason: Reason
-    tcp_state: int
-
-
-_RECORD = struct.Struct("=6Q4Q4QIIIHHH6B16s16s")
-
-
-def parse_records(data: bytes) -> list[Record]:
-    """Parse what the iterator wrote; ValueError when it is not whole records."""
-    if len(data) % _RECORD.size:
-        raise ValueError(f"{len(data)} bytes are no multiple of {_RECORD.size}")
-    return [_record(*row) for row in _RECORD.iter_unpack(data)]
-
-
-def _record(*f: int) -> Record:
-    return Record(
-        cookie=f[0], peer_cookie=f[1], cgroup=f[2], tx=Flow(*f[6:10]), rx=Flow(*f[10:14]),
-        netns=f[16], local_port=f[18], remote_port=f[19], side=f[20], channel=f[21],
-        reason=Reason(f[22]), tcp_state=f[23],
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,10 +50,11 @@ class Config:
     events: int = 0
 
     def packed(self) -> bytes:
+        values = asdict(self) | {"abi": abi.ABI_VERSION, "reserved": 0}
+        fields = abi.STRUCTS["tcp_sm_config"]
         return struct.pack(
-            "10I", ABI, self.mode, self.max_unread_bytes, self.max_unread_msgs, self.max_burst,
-            self.eager, self.ports_included, self.cidrs_included, self.events, 0,
-        )  # fmt: skip
+            abi.struct_format("tcp_sm_config"), *(values[field.name] for field in fields)
+        )
 
 
 def load(path: Path, pins: Path) -> None:
@@ -167,8 +98,17 @@ class Channel:
 
     def _link(self, name: str, kind: int, target: int = 0, iter_map: int | None = None) -> None:
         program = self._program(name)
+        deadline = time.monotonic() + DETACHED
         try:
-            fd = kernel.link(program, kind, target, iter_map)
+            while True:
+                try:
+                    fd = kernel.link(program, kind, target, iter_map)
+                    break
+                except kernel.BpfError as error:
+                    # A link whose pin is gone is let go of in the background.
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
         finally:
             os.close(program)
         kernel.pin(fd, self.pins / "links" / name)
@@ -241,11 +181,11 @@ class Channel:
     def records(self) -> dict[int, Record]:
         """Return what the iterator reports now, by socket cookie."""
         data = (self.pins / "links" / "tcp_sm_dump").read_bytes()
-        return {record.cookie: record for record in parse_records(data)}
+        return {record.cookie: record for record in records.parse_records(data)}
 
     def evict(self) -> list[Record]:
         """Take out what was asked to leave and is drained; return the ends still in."""
-        return parse_records((self.pins / "links" / "tcp_sm_evict").read_bytes())
+        return records.parse_records((self.pins / "links" / "tcp_sm_evict").read_bytes())
 
     def drained(self) -> bool:
         """Evict, and tell whether nothing is left."""
@@ -256,15 +196,17 @@ class Channel:
         size = {"tcp_sm_sockhash": 12, "tcp_sm_conns": 8}[name]
         return len(kernel.keys(self.map(name), size))
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Return the counters of `tcp_sm_stats`, summed over the CPUs."""
-        names = ("opened_tcp", "opened_sockmap", "opened_ring", "closed", "bytes", "msgs",
-                 "passed", "left", "lost_events")  # fmt: skip
+        size = abi.struct_size("tcp_sm_stats")
         raw = kernel.lookup(
-            self.map("tcp_sm_stats"), struct.pack("I", 0), 328 * kernel.possible_cpus()
+            self.map("tcp_sm_stats"), struct.pack("I", 0), size * kernel.possible_cpus()
         )
-        rows = list(struct.iter_unpack("41Q", raw))
-        return {name: sum(row[index] for row in rows) for index, name in enumerate(names)}
+        return records.sum_stats(raw[at : at + size] for at in range(0, len(raw), size))
+
+    def redirected(self) -> int:
+        """Return how many messages were redirected since the object was loaded."""
+        return int(self.stats()["redirected_msgs"])
 
 
 def _set(fd: int, key: bytes, rule: int | None) -> None:
@@ -277,7 +219,7 @@ def _set(fd: int, key: bytes, rule: int | None) -> None:
 def wait_for(what: str, condition: object, seconds: float = 10.0) -> None:
     """Poll `condition` (a callable) until it is true; TimeoutError names what did not happen."""
     assert callable(condition)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * SLOWNESS
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds} s: {what}")

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from . import kernel
+from . import SLOWNESS, kernel
 
 
 class ChildFailed(AssertionError):
@@ -52,7 +52,7 @@ class Child:
 
     def take(self, seconds: float | None = None) -> Any:
         """Return the child's next message; raises ChildFailed when it failed instead."""
-        limit = self.seconds if seconds is None else seconds
+        limit = self.seconds if seconds is None else seconds * SLOWNESS
         if not self.conn.poll(limit):
             self.kill()
             raise ChildFailed(f"{self.name} (pid {self.pid}) said nothing for {limit} s")
@@ -114,6 +114,7 @@ def start(
     function: Callable[..., Any], *args: Any, place: Place | None = None, seconds: float = 30
 ) -> Child:
     """Fork; the child enters `place` and runs function(said, *args); its value is the result."""
+    seconds *= SLOWNESS
     ours, theirs = Pipe(duplex=True)
     pid = os.fork()
     if pid == 0:

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import process
+from . import SLOWNESS, process
 from .channel import PASS, SO_COOKIE, Channel, Config, Reason, Record
 
 WAYS = ("off", "on", "switch")
-PATIENCE = 5.0
+PATIENCE = 5.0 * SLOWNESS
 TCP_CLOSE = 7
 _SERIAL = itertools.count()
 

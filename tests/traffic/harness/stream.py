@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import process, scene
+from . import SLOWNESS, process, scene
 
 _PERIOD = 262_147  # prime, so that no chunk size or page size divides it
 _HEAD = struct.Struct("!IQQ")
@@ -364,7 +364,7 @@ def serve(said: process.Said, count: int, setup: Setup) -> list[Tally]:
     said.say(door.getsockname()[1])
     loop = Loop()
     loop.watch(door.fileno())
-    deadline = time.monotonic() + setup.seconds
+    deadline = time.monotonic() + setup.seconds * SLOWNESS
     accepted = 0
     while (accepted < count or loop.ends) and time.monotonic() < deadline:
         if door.fileno() in loop.turn():
@@ -387,7 +387,7 @@ def load(said: process.Said, plans: list[Plan], port: int, setup: Setup) -> list
     setup.pin(-1)
     loop = Loop()
     loop.watch(said.fileno())
-    deadline = time.monotonic() + setup.seconds
+    deadline = time.monotonic() + setup.seconds * SLOWNESS
     waiting = list(reversed(plans))
     announced = False
     while (waiting or loop.ends) and time.monotonic() < deadline:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tcp_sm_bench import drive
+from tcp_sm_bench import machine
 
 SOURCES = Path(__file__).parents[3] / "roles" / "bench" / "files" / "tcp_sm_load"
 MODES = ("pingpong", "up", "down", "short")
@@ -40,9 +42,9 @@ def target(request: pytest.FixtureRequest, tool: Path, tmp_path: Path) -> Iterat
     server = subprocess.Popen([tool, "serve", *where])
     table = Path(f"/proc/{server.pid}/net/{request.param}")
     while not (
-        drive.is_listening_tcp(table.read_text(), port)
+        machine.is_listening_tcp(table.read_text(), port)
         if request.param == "tcp"
-        else drive.is_listening_unix(table.read_text(), path)
+        else machine.is_listening_unix(table.read_text(), path)
     ):
         assert server.poll() is None
     yield where
@@ -57,12 +59,13 @@ def run(tool: Path, mode: str, target: list[str], *rest: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.parametrize("rest", [[], ["blocking"]], ids=["epoll", "blocking"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [1, 64, 65537, 1 << 20])
 def test_every_mode_moves_whole_messages(
-    tool: Path, target: list[str], mode: str, size: int
+    tool: Path, target: list[str], mode: str, size: int, rest: list[str]
 ) -> None:
-    done = run(tool, mode, target, str(size), "0.05")
+    done = run(tool, mode, target, str(size), "0.05", *rest)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     assert out["ops"] > 0
@@ -70,7 +73,9 @@ def test_every_mode_moves_whole_messages(
     assert 0.05 <= out["seconds"] < 10
 
 
-@pytest.mark.parametrize("rest", [("0", "1"), (str((1 << 20) + 1), "1"), ("64",), ("x", "1")])
+@pytest.mark.parametrize(
+    "rest", [("0", "1"), (str((1 << 20) + 1), "1"), ("64",), ("x", "1"), ("64", "1", "spinning")]
+)
 def test_a_wrong_call_explains_itself(tool: Path, rest: tuple[str, ...]) -> None:
     done = run(tool, "pingpong", ["127.0.0.1", "1"], *rest)
     assert done.returncode == 2
@@ -97,6 +102,7 @@ def false_server(answer: bytes) -> tuple[list[str], threading.Thread]:
     return ["127.0.0.1", str(listener.getsockname()[1])], thread
 
 
+@pytest.mark.parametrize("rest", [[], ["blocking"]], ids=["epoll", "blocking"])
 @pytest.mark.parametrize(
     ("mode", "answer", "message"),
     [
@@ -104,9 +110,35 @@ def false_server(answer: bytes) -> tuple[list[str], threading.Thread]:
         ("short", b"x" * 65, "sent more than the answer"),
     ],
 )
-def test_lost_or_added_bytes_are_errors(tool: Path, mode: str, answer: bytes, message: str) -> None:
+def test_lost_or_added_bytes_are_errors(
+    tool: Path, mode: str, answer: bytes, message: str, rest: list[str]
+) -> None:
     target, thread = false_server(answer)
-    done = run(tool, mode, target, "64", "0.1")
+    done = run(tool, mode, target, "64", "0.1", *rest)
     thread.join()
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def socket_flags(pid: int) -> set[int]:
+    """O_NONBLOCK, or 0, of each socket that a process has."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(path).startswith("socket:"):
+                info = Path(f"/proc/{pid}/fdinfo/{path.name}").read_text()
+                found.add(int(info.split("flags:")[1].split()[0], 8) & os.O_NONBLOCK)
+    return found
+
+
+@pytest.mark.parametrize(("rest", "flag"), [([], os.O_NONBLOCK), (["blocking"], 0)])
+def test_sockets_block_when_they_are_asked_to(
+    tool: Path, target: list[str], rest: list[str], flag: int
+) -> None:
+    client = subprocess.Popen([tool, "pingpong", *target, "64", "20", *rest])
+    try:
+        while socket_flags(client.pid) != {flag}:
+            assert client.poll() is None
+    finally:
+        client.kill()
+        client.wait()

@@ -29,6 +29,8 @@ def test_the_full_list_holds_what_is_promised() -> None:
         ("redis", 4),
         ("wrk", 3),
         ("connect-request-close", 1),
+        ("blocking-pingpong", 4),
+        ("blocking-stream-up", 4),
     ):
         assert len([name for name in names if name.startswith(kind)]) == count
 
@@ -58,6 +60,22 @@ def test_no_two_arms_of_any_workload_share_a_port() -> None:
     assert max(ports) < 30000, "the stage leaves clients the ports from 30000"
 
 
+def test_only_blocking_workloads_have_an_arm_that_spins() -> None:
+    assert workload("pingpong-64").arms("vm") == ("tcp", "ours", "loopback")
+    assert workload("blocking-pingpong-64").arms("vm") == ("tcp", "ours", "spin", "loopback")
+
+
+def test_hosts_have_no_arm_of_virtual_machines_and_the_other_way_round() -> None:
+    assert workload("pingpong-64").arms("veth") == ("tcp", "ours", "naive", "unix")
+    assert workload("wrk-1k").arms("veth") == ("tcp", "ours", "naive")
+    assert not {"naive", "unix"} & set(workload("wrk-1k").arms("vm"))
+
+
+def test_blocking_workloads_are_for_virtual_machines_alone() -> None:
+    for one in model.all_workloads():
+        assert one.blocking == ("veth" not in one.places)
+
+
 def test_the_judged_arms_run_in_every_round_and_alternate() -> None:
     rounds = model.order(["tcp", "ours"], 8)
     assert all(sorted(one) == ["ours", "tcp"] for one in rounds)
@@ -65,15 +83,21 @@ def test_the_judged_arms_run_in_every_round_and_alternate() -> None:
 
 
 def test_the_other_arms_run_in_every_other_pair_of_rounds() -> None:
-    rounds = model.order(model.ARMS, 8)
+    rounds = model.order(model.HOST_ARMS, 8)
     assert all({"tcp", "ours"} <= set(one) for one in rounds)
     assert [len(one) for one in rounds] == [4, 4, 2, 2, 4, 4, 2, 2]
     assert all(len(one) == len(set(one)) for one in rounds)
 
 
+def test_the_ring_that_spins_is_judged_and_loopback_is_not() -> None:
+    rounds = model.order(model.VM_ARMS, 8)
+    assert all({"tcp", "ours", "spin"} <= set(one) for one in rounds)
+    assert [len(one) for one in rounds] == [4, 4, 3, 3, 4, 4, 3, 3]
+
+
 def test_no_arm_always_follows_the_same_one() -> None:
-    pairs = [pair for one in model.order(model.ARMS, 8) for pair in itertools.pairwise(one)]
-    for arm in model.ARMS:
+    pairs = [pair for one in model.order(model.HOST_ARMS, 8) for pair in itertools.pairwise(one)]
+    for arm in model.HOST_ARMS:
         assert len({before for before, after in pairs if after == arm}) > 1
 
 
@@ -147,3 +171,35 @@ def test_the_ratio_is_the_median_of_paired_rounds_not_of_medians() -> None:
     entry = model.summarise("veth", workload("wrk-1k"), pairs({"tcp": tcp, "ours": ours}))
     assert entry["ratio"] == 2.0
     assert statistics.median(ours) / statistics.median(tcp) == 1.0
+
+
+def test_machines_have_a_ratio_for_each_arm_and_counts_per_operation() -> None:
+    def runs(value: float, cpu: float, host: float) -> list[Sample | None]:
+        return [Sample(value, cpu, host, {"doorbells": cpu * 1e6}), None]
+
+    samples = Samples(
+        {
+            "tcp": runs(400, 4e-6, 8e-6),
+            "ours": runs(200, 2e-6, 2e-6),
+            "spin": runs(100, 6e-6, 6e-6),
+            "loopback": [Sample(50, 1e-6), None],
+        }
+    )
+    entry = model.summarise("vm", workload("blocking-pingpong-64"), samples)
+    assert (entry["ratio"], entry["spin_ratio"], entry["runs"]) == (2.0, 4.0, 1)
+    assert (entry["spin"], entry["loopback"], entry["naive"]) == (100, 50, None)
+    assert (entry["cpu_ratio"], entry["host_cpu_ratio"], entry["spin_cpu_ratio"]) == (
+        pytest.approx(0.5),
+        pytest.approx(0.25),
+        pytest.approx(1.5),
+    )
+    assert entry["per_op"] == {
+        "tcp": {"doorbells": 4.0},
+        "ours": {"doorbells": 2.0},
+        "spin": {"doorbells": 6.0},
+    }
+
+
+def test_without_a_hypervisor_in_reach_its_cpu_is_unknown() -> None:
+    samples = pairs({"tcp": [1.0], "ours": [1.0]})
+    assert model.summarise("vm", workload("pingpong-64"), samples)["host_cpu_ratio"] is None

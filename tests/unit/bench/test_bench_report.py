@@ -33,6 +33,25 @@ ENTRY = {
 }
 SLOWER = {**ENTRY, "workload": "wrk-1m", "unit": "req/s", "better": "higher", "unix": None}
 SLOWER |= {"ratio": 0.8, "ci": [0.7, 0.9], "cpu_ratio": 1.3, "errors": ["naive: <hung> & lost"]}
+MACHINES = {
+    **ENTRY,
+    "topology": "vm",
+    "workload": "blocking-pingpong-64",
+    "naive": None,
+    "unix": None,
+}
+MACHINES |= {
+    "spin": 8.0,
+    "spin_ratio": 2.5,
+    "loopback": 4.0,
+    "host_cpu_ratio": 0.3,
+    "guests": {"accelerator": "tcg", "kernel": "6.12", "cpus": 1},
+    "cpu_us_per_op": {"tcp": 40.0, "ours": 20.0},
+    "per_op": {
+        "tcp": {"doorbells": 0.0, "context_switches": 4.0, "card_bytes": 260.0},
+        "ours": {"doorbells": 2.0, "context_switches": 4.5, "card_bytes": 0.125},
+    },
+}
 EMPTY = {**ENTRY, "workload": "wrk-1k", "tcp": None, "naive": None, "unix": None}
 EMPTY |= {"ratio": None, "ci": None, "cpu_ratio": None, "runs": 0}
 CONNECTIONS = [
@@ -162,6 +181,22 @@ def test_a_workload_without_a_result_keeps_its_row_and_has_no_bar(page: Page) ->
 def test_what_others_wrote_is_text_and_no_markup(page: Page) -> None:
     for text in ("Title <&>", "naive: <hung> & lost", "/a<b>", "[fd00::2]:40000"):
         assert text in page.text
+
+
+def test_machines_are_labelled_and_have_their_own_marks(tmp_path: Path) -> None:
+    write_report(tmp_path, [MACHINES, ENTRY], [])
+    page = Page((tmp_path / "report" / "index.html").read_text())
+    assert "Two virtual machines (tcg)" in page.text
+    assert len(page.having("path", "spin")) == 2, "one mark and the legend's"
+    assert len(page.having("rect", "alone")) == 2
+    for text in ("Spinning", "Its ratio", "Inside one", "Context switches", "0.12"):
+        assert text in page.text
+
+
+def test_hosts_alone_do_not_speak_of_machines(page: Page) -> None:
+    assert not page.having("path", "spin")
+    for text in ("Spinning", "Inside one", "What an operation takes"):
+        assert text not in page.text
 
 
 def test_without_measurements_or_connections_there_is_still_a_page(tmp_path: Path) -> None:

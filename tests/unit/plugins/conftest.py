@@ -18,6 +18,7 @@ import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.mounts import cgroup2_root
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.spec import ObjectSpec
 
 SOURCES = Path(__file__).resolve().parents[2] / "integration" / "targets" / "setup_bpf" / "files"
 # Object by name: source, and what is defined for it.
@@ -28,6 +29,11 @@ OBJECTS = {
     "rejected": ("rejected", []),
     "future map": ("lacking", ["-DFUTURE_MAP"]),
     "no tracepoint": ("lacking", []),
+    "ops": ("congestion", []),
+    "ops two": ("congestion", ["-DVERSION=2"]),
+    "ops swapped": ("congestion", ["-DSWAPPED"]),
+    "ops renamed": ("congestion", ['-DNAME="tcp_sm_other"']),
+    "ops unknown": ("congestion", ["-DTYPE=no_such_ops"]),
 }
 
 
@@ -113,3 +119,21 @@ def cgroup() -> Iterator[str]:
         for path in (*children, top):
             with contextlib.suppress(FileNotFoundError):
                 path.rmdir()
+
+
+@pytest.fixture
+def spec(objects: dict[str, str], bpffs: str, cgroup: str) -> ObjectSpec:
+    """Version one, attached in all four ways."""
+    return ObjectSpec.parse(
+        {
+            "name": "unit",
+            "path": objects["one"],
+            "bpffs": bpffs,
+            "attach": [
+                {"program": "pass_messages", "type": "map", "map": "sockets"},
+                {"program": "count_receives", "type": "tracing"},
+                {"program": "dump_sockets", "type": "iter", "map": "storage"},
+                {"program": "count_events", "type": "cgroup", "cgroup": f"{cgroup}/a.b"},
+            ],
+        }
+    )

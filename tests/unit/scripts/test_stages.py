@@ -80,3 +80,25 @@ def test_does_the_last_line_skip_blank_ones(stages: ModuleType, tmp_path: Path) 
     assert stages.last_line(log) == "the last"
     log.write_text("")
     assert stages.last_line(log) == ""
+
+
+def test_are_causes_told_by_frequency_with_an_example(stages: ModuleType, tmp_path: Path) -> None:
+    text = "def test():\n>   assert a == b\nE   assert 1 == 2\nE     more"
+    write(
+        tmp_path,
+        "unit.xml",
+        PASS,
+        '<testcase name="x"><failure message="rare"/></testcase>',
+        *[f'<testcase name="{name}"><error>{text}</error></testcase>' for name in ("y", "z")],
+    )
+    told = stages.causes("unit", tmp_path)
+    assert told == ["2 x y: assert 1 == 2; more", "1 x x: rare"]
+
+
+def test_is_a_stage_without_a_report_told_by_its_log(
+    stages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "OUTPUT", tmp_path)
+    (tmp_path / "lint.log").write_text("make: lint: no such file\n")
+    (told,) = stages.causes("lint", tmp_path)
+    assert told.endswith("lint.log: make: lint: no such file")

@@ -5,48 +5,53 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import re
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from .model import UNIX, Sample, Samples, Workload, order, port_of, summarise
-from .stage import CLIENT, SERVER, Place, Stage, place
+from .model import Sample, Samples, Workload, order, summarise
+from .tools import TOOLS, Count, RunError, Where
 
 RUN_TIMEOUT = 30.0
-READY_TIMEOUT = 10.0
 WARM_UP_SECONDS = 0.1
 WRK_RUNS = 5  # a second each, and of many connections each: less noisy
 
-_NGINX = """daemon off; worker_processes 1; error_log stderr; pid {directory}/nginx.pid;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
-  client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
-  uwsgi_temp_path {directory}; scgi_temp_path {directory};
-  server {{ listen {address}:{port}; root {directory}; }}
-}}
-"""
-
-
-class RunError(RuntimeError):
-    """One run gave no result; the text says which and why."""
-
 
 @dataclass(frozen=True)
-class Count:
-    """What a client reports: operations, and the value in the workload's unit."""
+class Run:
+    """What one run of a client left: its output, and what was spent on it.
 
-    ops: float
-    value: float
+    cpu: seconds of both ends; host_cpu: of the hypervisor on both, where that is known;
+    counts: further things by name.
+    """
+
+    out: str
+    cpu: float
+    host_cpu: float | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Ground(Protocol):
+    """Where the ends of one topology run. Its methods raise RunError.
+
+    facts: goes into the report's entry.
+    """
+
+    topology: str
+    facts: dict[str, object]
+
+    def where(self, arm: str, workload: Workload) -> Where:
+        """What both ends of the arm agree on."""
+
+    def start(self, arm: str, where: Where) -> int:
+        """Start the arm's server, listening when this returns; returns what `stop` takes."""
+
+    def stop(self, arm: str, server: int) -> None:
+        """End it."""
+
+    def run(self, arm: str, words: list[str]) -> Run:
+        """Run the arm's client."""
 
 
 @dataclass
@@ -66,7 +71,6 @@ class Settings:
     arms: list[str]
     runs: int
     seconds: float
-    load_tool: Path
 
 
 @dataclass(frozen=True)
@@ -75,295 +79,60 @@ class Arm:
 
     name: str
     workload: Workload
-    place: Place
-    stage: Stage
-    load_tool: Path
+    ground: Ground
     pace: Pace
 
     @property
-    def port(self) -> int:
-        return port_of(self.workload, self.name)
+    def where(self) -> Where:
+        return self.ground.where(self.name, self.workload)
 
-    @property
-    def directory(self) -> Path:
-        return self.stage.directory / f"{self.workload.name}-{self.name}"
-
-    @property
-    def socket(self) -> Path:
-        return self.directory / "socket"
-
-    def command(self, side: str, words: list[str]) -> list[str]:
-        """Moves itself to the side's cgroup and namespace; the pid stays the program's."""
-        netns = self.place.client_netns if side == CLIENT else self.place.server_netns
-        procs = self.stage.cgroup(self.name, side) / "cgroup.procs"
-        return [
-            "sh",
-            "-c",
-            'echo 0 > "$0" && exec "$@"',
-            str(procs),
-            "nsenter",
-            f"--net=/run/netns/{netns}",
-            *words,
-        ]
-
-    def run(self, words: list[str]) -> str:
-        """A client's standard output; RunError when it fails or hangs."""
-        command = self.command(CLIENT, words)
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """A server process, ready when entered."""
+        server = self.ground.start(self.name, self.where)
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=RUN_TIMEOUT
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RunError(f"`{' '.join(words)}` hung for {RUN_TIMEOUT:.0f} s") from error
-        if done.returncode:
-            raise RunError(
-                f"`{' '.join(words)}` failed ({done.returncode}): "
-                f"{(done.stderr or done.stdout).strip()[-300:]}"
-            )
-        return done.stdout
+            yield
+        finally:
+            self.ground.stop(self.name, server)
 
-
-class Server(AbstractContextManager["Server"]):
-    """A server process of one arm, ready when entered."""
-
-    def __init__(self, arm: Arm) -> None:
-        self.arm = arm
-
-    def __enter__(self) -> Server:
-        arm = self.arm
-        arm.directory.mkdir(parents=True, exist_ok=True)
-        self.log = (arm.directory / "server.log").open("w+")
-        words = SERVERS[arm.workload.tool](arm)
-        self.process = subprocess.Popen(
-            arm.command(SERVER, words), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
-        )
-        try:
-            self._wait_ready(words)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-
-    def _wait_ready(self, words: list[str]) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT
-        while not self._listens():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.log.seek(0)
-                raise RunError(
-                    f"server `{' '.join(words)}` did not start listening: "
-                    f"{self.log.read().strip()[-300:]}"
-                )
-            time.sleep(0.005)
-
-    def _listens(self) -> bool:
-        """Looks the listener up in the server's own tables: a probing connection would be the
-        first connection that the accelerator learns from."""
-        tables = Path(f"/proc/{self.process.pid}/net")
-        if self.arm.name == UNIX:
-            return is_listening_unix((tables / "unix").read_text(), str(self.arm.socket))
-        return is_listening_tcp((tables / "tcp").read_text(), self.arm.port)
-
-
-def is_listening_tcp(table: str, port: int) -> bool:
-    """Whether /proc/net/tcp shows a listener (state 0A) on the port."""
-    return re.search(rf"[0-9A-F]{{8}}:{port:04X} 00000000:0000 0A ", table) is not None
-
-
-def is_listening_unix(table: str, path: str) -> bool:
-    """Whether /proc/net/unix shows a socket with __SO_ACCEPTCON (flags 00010000) at the path."""
-    rows = [line.split() for line in table.splitlines()]
-    return any(len(row) == 8 and row[3] == "00010000" and row[7] == path for row in rows)
-
-
-def _load_target(arm: Arm) -> list[str]:
-    return [str(arm.socket), "0"] if arm.name == UNIX else [arm.place.address, str(arm.port)]
-
-
-def _load_server(arm: Arm) -> list[str]:
-    return [str(arm.load_tool), "serve", *_load_target(arm)]
-
-
-def _redis_server(arm: Arm) -> list[str]:
-    listen = (
-        ["--port", "0", "--unixsocket", str(arm.socket)]
-        if arm.name == UNIX
-        else ["--port", str(arm.port), "--bind", arm.place.address]
-    )
-    return [
-        "redis-server",
-        *listen,
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--dir",
-        str(arm.directory),
-        "--protected-mode",
-        "no",
-    ]
-
-
-def _wrk_server(arm: Arm) -> list[str]:
-    (arm.directory / "file").write_bytes(os.urandom(arm.workload.size))
-    arm.directory.chmod(0o755)
-    config = arm.directory / "nginx.conf"
-    config.write_text(
-        _NGINX.format(directory=arm.directory, address=arm.place.address, port=arm.port)
-    )
-    return ["nginx", "-c", str(config), "-e", "stderr"]
-
-
-def _load_client(arm: Arm, seconds: float) -> Count:
-    workload = arm.workload
-    out = json.loads(
-        arm.run(
-            [
-                str(arm.load_tool),
-                workload.mode,
-                *_load_target(arm),
-                str(workload.size),
-                str(seconds),
-            ]
-        )
-    )
-    if not out["ops"]:
-        raise RunError(f"{workload.name} over {arm.name} moved nothing in {seconds} s")
-    value = {
-        "MB/s": out["bytes"] / out["seconds"] / 1e6,
-        "conn/s": out["ops"] / out["seconds"],
-        "us": out["seconds"] / out["ops"] * 1e6,
-    }[workload.unit]
-    return Count(out["ops"], value)
-
-
-def _redis_client(arm: Arm, seconds: float) -> Count:
-    """redis-benchmark counts requests, not seconds: 2,000 batches tell how many fit."""
-    target = (
-        ["-s", str(arm.socket)]
-        if arm.name == UNIX
-        else ["-h", arm.place.address, "-p", str(arm.port)]
-    )
-    requests = int(seconds * arm.pace.rate) or 2000 * arm.workload.pipeline
-    out = arm.run(
-        [
-            "redis-benchmark",
-            *target,
-            "-c",
-            str(arm.workload.clients),
-            "-n",
-            str(requests),
-            "-P",
-            str(arm.workload.pipeline),
-            "-t",
-            arm.workload.mode,
-            "--csv",
-        ]
-    )
-    return Count(requests, parse_redis(out))
-
-
-def _wrk_client(arm: Arm, seconds: float) -> Count:
-    """wrk takes whole seconds only."""
-    return parse_wrk(
-        arm.run(
-            [
-                "wrk",
-                "-t1",
-                f"-c{arm.workload.clients}",
-                f"-d{max(1, round(seconds))}s",
-                f"http://{arm.place.address}:{arm.port}/file",
-            ]
-        )
-    )
-
-
-def parse_redis(text: str) -> float:
-    """Requests per second from redis-benchmark's CSV."""
-    rows = [row for row in csv.reader(text.splitlines()) if len(row) > 1 and row[0] != "test"]
-    if len(rows) != 1:
-        raise RunError(f"redis-benchmark printed {text.strip()[-300:]!r} in place of one result")
-    return float(rows[0][1])
-
-
-def parse_wrk(text: str) -> Count:
-    """Requests, and requests per second, from wrk's report; errors in it are failures."""
-    rate = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.M)
-    total = re.search(r"^\s*(\d+) requests in ", text, re.M)
-    trouble = re.search(r"Socket errors:.*|Non-2xx.*", text)
-    if not rate or not total or trouble or float(rate[1]) == 0:
-        reason = trouble[0] if trouble else text.strip()[-300:]
-        raise RunError(f"wrk reports no clean result: {reason}")
-    return Count(float(total[1]), float(rate[1]))
-
-
-SERVERS = {"load": _load_server, "redis": _redis_server, "wrk": _wrk_server}
-CLIENTS = {"load": _load_client, "redis": _redis_client, "wrk": _wrk_client}
+    def run(self, seconds: float) -> tuple[Count, Run]:
+        """One run of the client against the server that runs."""
+        client = TOOLS[self.workload.tool].client(self.where, seconds, self.pace.rate)
+        run = self.ground.run(self.name, client.words)
+        return client.count(run.out), run
 
 
 def _measure(arm: Arm, seconds: float) -> Sample:
     """One run with a new server: where a process lies in memory and on the CPUs shifts its speed
     for as long as it lives, which would look like a difference between arms."""
-    with Server(arm):
-        return _measure_client(arm, seconds)
-
-
-def _measure_client(arm: Arm, seconds: float) -> Sample:
-    before = arm.stage.cpu_seconds(arm.name) + _ksoftirqd_seconds()
-    count = CLIENTS[arm.workload.tool](arm, seconds)
-    used = arm.stage.cpu_seconds(arm.name) + _ksoftirqd_seconds() - before
-    return Sample(count.value, used / count.ops)
-
-
-@cache
-def _ksoftirqd() -> tuple[Path, ...]:
-    """schedstat files of the kernel's packet threads; none when /proc hides them."""
-    found = []
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if comm.read_text().startswith("ksoftirqd/"):
-                found.append(comm.parent / "schedstat")
-    return tuple(found)
-
-
-def _ksoftirqd_seconds() -> float:
-    """Packet work that the kernel moved out of the processes; machine-wide, small."""
-    return sum(int(path.read_text().split()[0]) for path in _ksoftirqd()) / 1e9
+    with arm.serving():
+        count, run = arm.run(seconds)
+    return Sample(
+        count.value,
+        run.cpu / count.ops,
+        None if run.host_cpu is None else run.host_cpu / count.ops,
+        {name: value / count.ops for name, value in run.counts.items()},
+    )
 
 
 def _warm_up(arm: Arm) -> None:
     """The first connection of a server port is only watched; all arms get the same start."""
     # wrk opens all of its connections at once and knows whole seconds only: one has to do.
-    with Server(arm):
+    with arm.serving():
         for _time in range(1 if arm.workload.tool == "wrk" else 2):
-            count = CLIENTS[arm.workload.tool](arm, WARM_UP_SECONDS)
+            count, _run = arm.run(WARM_UP_SECONDS)
             arm.pace.rate = arm.pace.rate or count.value
 
 
-def run_workload(
-    stage: Stage, topology: str, workload: Workload, settings: Settings
-) -> dict[str, object]:
+def run_workload(ground: Ground, workload: Workload, settings: Settings) -> dict[str, object]:
     """Runs every arm, interleaved; returns the report's entry.
 
     An arm that fails is noted in `errors`, and its failed runs are left out.
     """
-    where, pace = place(stage.name, topology), Pace()
+    pace = Pace()
     wanted = {
-        name: Arm(name, workload, where, stage, settings.load_tool, pace)
-        for name in workload.arms
+        name: Arm(name, workload, ground, pace)
+        for name in workload.arms(ground.topology)
         if name in settings.arms
     }
     rounds = min(settings.runs, WRK_RUNS) if workload.tool == "wrk" else settings.runs
@@ -378,7 +147,7 @@ def run_workload(
                 taken[name] = _measure(wanted[name], settings.seconds)
         for name, row in samples.by_arm.items():
             row.append(taken.get(name))
-    return summarise(topology, workload, samples)
+    return summarise(ground.topology, workload, samples) | ground.facts
 
 
 @contextmanager

@@ -10,8 +10,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-TCP, OURS, NAIVE, UNIX = ARMS = ("tcp", "ours", "naive", "unix")
-TOPOLOGIES = ("loopback", "veth")
+ARMS = ("tcp", "ours", "naive", "unix", "spin", "loopback")
+TCP, OURS, NAIVE, UNIX, SPIN, LOOPBACK = ARMS
+VM = "vm"
+HOST = ("loopback", "veth")
+TOPOLOGIES = (*HOST, VM)
+# Which arms a topology has.
+HOST_ARMS = (TCP, OURS, NAIVE, UNIX)
+VM_ARMS = (TCP, OURS, SPIN, LOOPBACK)
+# Those that run in every round, since a ratio to TCP is concluded from them.
+JUDGED = (TCP, OURS, SPIN)
 # Probability with which the interval should cover the true median: of 8 values, the second to
 # the seventh do so with 0.930, of 5 the extremes with 0.938.
 COVERAGE = 0.92
@@ -32,13 +40,20 @@ _LOAD_UNITS = {
     "down": ("MB/s", "higher"),
     "short": ("conn/s", "higher"),
 }
+_LOAD_NAMES = {
+    "pingpong": "pingpong",
+    "up": "stream-up",
+    "down": "stream-down",
+    "short": "connect-request-close",
+}
 
 
 @dataclass(frozen=True)
 class Workload:
     """One row of the report. `tool` is load, redis or wrk; the rest depends on it.
 
-    mode: load's mode, or redis' command; size: bytes; pipeline: redis' -P.
+    mode: load's mode, or redis' command; size: bytes; pipeline: redis' -P; blocking: both ends
+    sleep in send and recv instead of epoll; places: the topologies that have it.
     """
 
     name: str
@@ -49,19 +64,28 @@ class Workload:
     better: str
     pipeline: int = 1
     clients: int = 1
+    blocking: bool = False
+    places: tuple[str, ...] = TOPOLOGIES
 
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """wrk cannot speak AF_UNIX."""
-        return tuple(arm for arm in ARMS if arm != UNIX or self.tool != "wrk")
+    def arms(self, topology: str) -> tuple[str, ...]:
+        """wrk cannot speak AF_UNIX, and only a blocking receive can spin on a ring."""
+        arms = VM_ARMS if topology == VM else HOST_ARMS
+        left_out = {UNIX: self.tool == "wrk", SPIN: not self.blocking}
+        return tuple(arm for arm in arms if not left_out.get(arm))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of one arm: the workload's unit, and CPU seconds per operation."""
+    """One run of one arm: the workload's unit, and CPU seconds per operation.
+
+    host_cpu_per_op: what the hypervisor spent on both machines, where that is known.
+    counts: further things per operation, by name.
+    """
 
     value: float
     cpu_per_op: float
+    host_cpu_per_op: float | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,10 +98,14 @@ class Samples:
 
 def _load(mode: str, label: str) -> Workload:
     unit, better = _LOAD_UNITS[mode]
-    name = {"up": "stream-up", "down": "stream-down", "short": "connect-request-close"}.get(
-        mode, mode
-    )
-    return Workload(f"{name}-{label}", "load", mode, _SIZES[label], unit, better)
+    return Workload(f"{_LOAD_NAMES[mode]}-{label}", "load", mode, _SIZES[label], unit, better)
+
+
+def _blocking(mode: str, label: str) -> Workload:
+    """Between containers such connections stay on TCP."""
+    unit, better = _LOAD_UNITS[mode]
+    name, size = f"blocking-{_LOAD_NAMES[mode]}-{label}", _SIZES[label]
+    return Workload(name, "load", mode, size, unit, better, blocking=True, places=(VM,))
 
 
 def all_workloads() -> list[Workload]:
@@ -85,6 +113,8 @@ def all_workloads() -> list[Workload]:
     found = [_load("pingpong", label) for label in ("64", "1k", "16k", "64k")]
     found += [_load(mode, label) for mode in ("up", "down") for label in _SIZES]
     found.append(_load("short", "64"))
+    found += [_blocking("pingpong", label) for label in ("64", "1k", "16k", "64k")]
+    found += [_blocking("up", label) for label in ("64", "4k", "64k", "1m")]
     for pipeline, suffix in ((1, ""), (16, "-p16")):
         found += [
             Workload(f"redis-{mode}-c50{suffix}", "redis", mode, 3, "req/s", "higher", pipeline, 50)
@@ -92,8 +122,11 @@ def all_workloads() -> list[Workload]:
         ]
     found += [
         Workload(f"wrk-{label}", "wrk", "get", _SIZES[label], "req/s", "higher", 1, 32)
-        for label in ("1k", "64k", "1m")
+        for label in ("1k", "64k")
     ]
+    found.append(
+        Workload("wrk-1m", "wrk", "get", _SIZES["1m"], "req/s", "higher", 1, 32, places=HOST)
+    )
     return found
 
 
@@ -101,6 +134,8 @@ QUICK = (
     "pingpong-64",
     "stream-up-64k",
     "connect-request-close-64",
+    "blocking-pingpong-64",
+    "blocking-stream-up-64k",
     "redis-get-c50",
     "redis-set-c50-p16",
     "wrk-64k",
@@ -132,12 +167,12 @@ def port_of(workload: Workload, arm: str) -> int:
 def order(arms: Sequence[str], runs: int) -> list[list[str]]:
     """One list of arms per round: rotated and every other one reversed, so that no arm always
     runs first or always follows the same one. Arms that are there for orientation sit out every
-    other pair of rounds, which leaves time for more rounds of the two that are judged."""
+    other pair of rounds, which leaves time for more rounds of those that are judged."""
     rounds = []
     for number in range(runs):
         shift = (number // 2) % len(arms)
         turned = [*arms[shift:], *arms[:shift]]
-        present = [arm for arm in turned if arm in (TCP, OURS) or number % 4 < 2]
+        present = [arm for arm in turned if arm in JUDGED or number % 4 < 2]
         rounds.append(present[::-1] if number % 2 else present)
     return rounds
 
@@ -158,16 +193,47 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[best], ordered[count - 1 - best]
 
 
-def _ratios(
-    one: Sequence[Sample | None], base: Sequence[Sample | None], better: str
-) -> list[float]:
-    pairs = [(a.value, b.value) for a, b in zip(one, base, strict=True) if a and b]
+Row = Sequence[Sample | None]
+
+
+def _paired(one: Row, base: Row) -> list[tuple[Sample, Sample]]:
+    """Rounds in which both arms gave a result."""
+    return [(a, b) for a, b in zip(one, base, strict=True) if a and b]
+
+
+def _ratios(one: Row, base: Row, better: str) -> list[float]:
+    pairs = [(a.value, b.value) for a, b in _paired(one, base)]
     return [b / a if better == "lower" else a / b for a, b in pairs]
 
 
-def _median(samples: Sequence[Sample | None]) -> float | None:
-    values = [s.value for s in samples if s]
-    return statistics.median(values) if values else None
+def _median(values: Iterable[float]) -> float | None:
+    """None where there are no values."""
+    taken = list(values)
+    return statistics.median(taken) if taken else None
+
+
+def _against_tcp(one: Row, tcp: Row, better: str) -> dict[str, object]:
+    """Ratio, its interval, and CPU ratios of one arm, from rounds in which TCP ran as well."""
+    ratios = _ratios(one, tcp, better)
+    pairs = _paired(one, tcp)
+    hosts = [(a.host_cpu_per_op, b.host_cpu_per_op) for a, b in pairs]
+    return {
+        "ratio": _median(ratios),
+        "ci": list(median_interval(ratios)) if ratios else None,
+        "runs": len(ratios),
+        "cpu_ratio": _median(a.cpu_per_op / b.cpu_per_op for a, b in pairs if b.cpu_per_op > 0),
+        "host_cpu_ratio": _median(a / b for a, b in hosts if a is not None and b),
+    }
+
+
+def _counts(row: Row) -> dict[str, float]:
+    """Medians of the further counts of one arm."""
+    samples = [sample for sample in row if sample]
+    names = {name: None for sample in samples for name in sample.counts}
+    return {
+        name: statistics.median(s.counts[name] for s in samples if name in s.counts)
+        for name in names
+    }
 
 
 def summarise(topology: str, workload: Workload, samples: Samples) -> dict[str, object]:
@@ -178,36 +244,28 @@ def summarise(topology: str, workload: Workload, samples: Samples) -> dict[str, 
     """
     by_arm: Mapping[str, list[Sample | None]] = samples.by_arm
     runs = max(map(len, by_arm.values()), default=0)
-    tcp, ours = (by_arm.get(arm) or [None] * runs for arm in (TCP, OURS))
-    ratios = _ratios(ours, tcp, workload.better)
-    cpu = [
-        a.cpu_per_op / b.cpu_per_op
-        for a, b in zip(ours, tcp, strict=True)
-        if a and b and b.cpu_per_op > 0
-    ]
+    tcp, ours, spin = (by_arm.get(arm) or [None] * runs for arm in (TCP, OURS, SPIN))
     entry: dict[str, object] = {
         "topology": topology,
         "workload": workload.name,
         "unit": workload.unit,
         "better": workload.better,
     }
-    entry.update({arm: _median(by_arm[arm]) if arm in by_arm else None for arm in ARMS})
+    entry.update({arm: _median(s.value for s in by_arm.get(arm, ()) if s) for arm in ARMS})
+    entry.update(_against_tcp(ours, tcp, workload.better))
+    spinning = _against_tcp(spin, tcp, workload.better)
+    entry.update({f"spin_{name}": spinning[name] for name in ("ratio", "ci", "cpu_ratio")})
+    present = {arm: row for arm, row in by_arm.items() if any(row)}
     entry.update(
         {
-            "ratio": statistics.median(ratios) if ratios else None,
-            "ci": list(median_interval(ratios)) if ratios else None,
-            "runs": len(ratios),
-            "cpu_ratio": statistics.median(cpu) if cpu else None,
             "cpu_us_per_op": {
-                arm: statistics.median([s.cpu_per_op for s in taken if s]) * 1e6
-                for arm, taken in by_arm.items()
-                if any(taken)
+                arm: statistics.median(s.cpu_per_op for s in row if s) * 1e6
+                for arm, row in present.items()
             },
             "ratios": {
-                arm: _ratios(taken, tcp, workload.better)
-                for arm, taken in by_arm.items()
-                if arm != TCP
+                arm: _ratios(row, tcp, workload.better) for arm, row in by_arm.items() if arm != TCP
             },
+            "per_op": {arm: counts for arm, row in present.items() if (counts := _counts(row))},
             "errors": samples.errors,
         }
     )

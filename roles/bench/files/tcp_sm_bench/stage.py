@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from .model import ARMS
+from .drive import RUN_TIMEOUT, Run
+from .machine import Machine
+from .model import HOST_ARMS, UNIX, Workload, port_of
+from .tools import TOOLS, Where
 
 SERVER_ADDRESS, CLIENT_ADDRESS = "192.0.2.1", "192.0.2.2"
 SERVER, CLIENT = SIDES = ("server", "client")
@@ -76,7 +81,7 @@ class Stage:
         run is removed first."""
         self.down()
         self.directory.mkdir(parents=True)
-        for arm in ARMS:
+        for arm in HOST_ARMS:
             for side in SIDES:
                 self.cgroup(arm, side).mkdir(parents=True)
         for suffix in ("lo", "br", "s", "c"):
@@ -137,6 +142,62 @@ class Stage:
                 "net.ipv4.ip_local_port_range=30000 65000",
             ]
         )
+
+
+class HostGround:
+    """One topology of a stage."""
+
+    def __init__(self, stage: Stage, topology: str, load_tool: str) -> None:
+        self.stage, self.topology, self.load_tool = stage, topology, load_tool
+        self.place = place(stage.name, topology)
+        self.machine = Machine()
+        self.facts: dict[str, object] = {}
+
+    def where(self, arm: str, workload: Workload) -> Where:
+        directory = self.stage.directory / f"{workload.name}-{arm}"
+        port = port_of(workload, arm)
+        address = self.place.address
+        return Where(workload, arm == UNIX, address, port, str(directory), self.load_tool)
+
+    def start(self, arm: str, where: Where) -> int:
+        server = TOOLS[where.workload.tool].server(where)
+        words = self._words(arm, SERVER, server.words)
+        return self.machine.start(words, where.directory, server.files, where.listens_at)
+
+    def stop(self, arm: str, server: int) -> None:
+        self.machine.stop(server)
+
+    def run(self, arm: str, words: list[str]) -> Run:
+        words = self._words(arm, CLIENT, words)
+        before = self._cpu_seconds(arm)
+        out = self.machine.run(words, RUN_TIMEOUT)
+        return Run(out, self._cpu_seconds(arm) - before)
+
+    def _words(self, arm: str, side: str, words: list[str]) -> list[str]:
+        """Moves itself to the side's cgroup and namespace; the pid stays the program's."""
+        netns = self.place.client_netns if side == CLIENT else self.place.server_netns
+        procs = self.stage.cgroup(arm, side) / "cgroup.procs"
+        enter = ["nsenter", f"--net=/run/netns/{netns}"]
+        return ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(procs), *enter, *words]
+
+    def _cpu_seconds(self, arm: str) -> float:
+        return self.stage.cpu_seconds(arm) + _ksoftirqd_seconds()
+
+
+@cache
+def _ksoftirqd() -> tuple[Path, ...]:
+    """schedstat files of the kernel's packet threads; none when /proc hides them."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if comm.read_text().startswith("ksoftirqd/"):
+                found.append(comm.parent / "schedstat")
+    return tuple(found)
+
+
+def _ksoftirqd_seconds() -> float:
+    """Packet work that the kernel moved out of the processes; machine-wide, small."""
+    return sum(int(path.read_text().split()[0]) for path in _ksoftirqd()) / 1e9
 
 
 def _kill_all(procs: Path) -> None:

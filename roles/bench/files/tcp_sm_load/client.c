@@ -11,8 +11,6 @@
 
 #include "wire.h"
 
-#define STALL_MS 10000		/* longer silence is a lost wake-up or lost bytes */
-
 static double now(void)
 {
 	struct timespec t;
@@ -26,9 +24,11 @@ static void pause_for(struct conn *c, int write)
 	struct epoll_event ev;
 	int n;
 
+	if (c->hello.blocking)
+		return;
 	want_write(c, write);
 	do
-		n = epoll_wait(ep, &ev, 1, STALL_MS);
+		n = epoll_wait(ep, &ev, 1, STALL_S * 1000);
 	while (n < 0 && errno == EINTR);
 	if (!n) {
 		errno = ETIMEDOUT;
@@ -52,6 +52,9 @@ static void open_conn(struct conn *c, struct target *target, struct hello hello)
 	errno = err;
 	if (err || send(c->fd, &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello))
 		die("connect");
+	c->hello = hello;
+	if (hello.blocking)
+		make_blocking(c);
 }
 
 static void exchange(struct conn *c, size_t size)
@@ -74,12 +77,12 @@ static void exchange(struct conn *c, size_t size)
 	}
 }
 
-/* Streams until `end`; returns the bytes that the server says it received. */
+/* Streams until `end`, one write at least; returns the bytes that the server says it received. */
 static uint64_t stream_up(struct conn *c, size_t size, double end)
 {
 	uint64_t seen = 0;
 
-	while (now() < end || c->put) {
+	do {
 		int done = put(c, size);
 
 		if (done < 0)
@@ -88,7 +91,7 @@ static uint64_t stream_up(struct conn *c, size_t size, double end)
 			pause_for(c, 1);
 		else
 			c->put = 0;
-	}
+	} while (now() < end || c->put);
 	shutdown(c->fd, SHUT_WR);
 	do
 		pause_for(c, 0);

@@ -4,9 +4,11 @@
  * Load generator of the benchmark: non-blocking sockets and epoll on both ends,
  * as in nginx, redis or envoy, over TCP or AF_UNIX.  Debian's ping-pong tools
  * use blocking sockets or spin, so neither shows what a server would gain.
+ * With `blocking` both ends sleep in send and recv, as a thread per connection
+ * does.
  *
  *   tcp_sm_load serve  ADDRESS PORT
- *   tcp_sm_load MODE   ADDRESS PORT SIZE SECONDS
+ *   tcp_sm_load MODE   ADDRESS PORT SIZE SECONDS [blocking]
  *
  * An ADDRESS with a slash is an AF_UNIX path (PORT is ignored).  MODE is
  *   pingpong  SIZE bytes there and back, one at a time on one connection
@@ -38,11 +40,14 @@ int main(int argc, char **argv)
 		parse_target(argv[2], argv[3], &target);
 		serve(&target);
 	}
+	hello.blocking = argc == 7 && !strcmp(argv[6], "blocking");
+	argc -= hello.blocking;
 	while (argc == 6 && hello.mode < MODES && strcmp(argv[1], mode_names[hello.mode]))
 		hello.mode++;
 	if (argc != 6 || hello.mode == MODES || atol(argv[4]) < 1 || atol(argv[4]) > MAX_SIZE) {
 		fprintf(stderr, "usage: tcp_sm_load serve ADDRESS PORT\n"
-			"       tcp_sm_load pingpong|up|down|short ADDRESS PORT SIZE SECONDS\n"
+			"       tcp_sm_load pingpong|up|down|short ADDRESS PORT SIZE SECONDS "
+			"[blocking]\n"
 			"SIZE is at most %u bytes\n", MAX_SIZE);
 		return 2;
 	}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // Copyright (c) 2026, the colocated.tcp_sm authors
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -52,7 +53,8 @@ static int server_source(struct conn *c)
 	char stop;
 	int done = 1;
 
-	if (get(c, &stop, 1) >= 0)
+	/* A byte or the end; nothing yet is the one error to be expected. */
+	if (recv(c->fd, &stop, 1, MSG_DONTWAIT) >= 0 || errno != EAGAIN)
 		c->stopping = 1;
 	for (int i = 0; i < BURST && done == 1 && !(c->stopping && !c->put); i++) {
 		done = put(c, c->hello.size);
@@ -75,7 +77,9 @@ static int server_turn(struct conn *c)
 		if (c->hello.mode >= MODES || !c->hello.size || c->hello.size > MAX_SIZE)
 			return 0;
 		no_delay(c->fd, c->hello.mode);
-		if (c->hello.mode != DOWN)
+		if (c->hello.blocking)
+			make_blocking(c);
+		else if (c->hello.mode != DOWN)
 			return 1;	/* level-triggered: the rest is reported again */
 	}
 	switch (c->hello.mode) {
@@ -86,6 +90,16 @@ static int server_turn(struct conn *c)
 	default:
 		return server_echo(c);
 	}
+}
+
+/* A turn, or with blocking calls the whole connection: there is one at a time. */
+static int server_serve(struct conn *c)
+{
+	int more = server_turn(c);
+
+	while (more && c->hello.blocking && c->hello_got == sizeof(c->hello))
+		more = server_turn(c);
+	return more;
 }
 
 void serve(struct target *target)
@@ -109,7 +123,7 @@ void serve(struct target *target)
 			int fd;
 
 			if (c != &listener) {
-				if (server_turn(c))
+				if (server_serve(c))
 					continue;
 				close(c->fd);
 				free(c);

@@ -2,11 +2,13 @@
 // Copyright (c) 2026, the colocated.tcp_sm authors
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/time.h>
 #include <sys/un.h>
 
 #include "wire.h"
@@ -52,6 +54,8 @@ void watch(struct conn *c, int op, uint32_t events)
 
 void want_write(struct conn *c, int on)
 {
+	if (c->hello.blocking)
+		return;
 	if (c->writing != on)
 		watch(c, EPOLL_CTL_MOD, EPOLLIN | (on ? EPOLLOUT : 0));
 	c->writing = on;
@@ -65,12 +69,31 @@ void no_delay(int fd, uint32_t mode)
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
+void make_blocking(struct conn *c)
+{
+	struct timeval stall = { .tv_sec = STALL_S };
+
+	if (fcntl(c->fd, F_SETFL, fcntl(c->fd, F_GETFL) & ~O_NONBLOCK) < 0 ||
+	    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &stall, sizeof(stall)) ||
+	    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &stall, sizeof(stall)))
+		die("cannot make a socket blocking");
+	epoll_ctl(ep, EPOLL_CTL_DEL, c->fd, NULL);
+}
+
+/* After a failed call: may it be repeated? A blocking one that gave up may not. */
+static int again(const struct conn *c)
+{
+	if (errno == EAGAIN && c->hello.blocking)
+		errno = ETIMEDOUT;
+	return errno == EAGAIN || errno == EINTR;
+}
+
 ssize_t get(struct conn *c, void *to, size_t size)
 {
 	ssize_t n = recv(c->fd, to, size, 0);
 
 	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? -1 : 0;
+		return again(c) ? -1 : 0;
 	return n;
 }
 
@@ -79,7 +102,7 @@ int put(struct conn *c, size_t size)
 	while (c->put < size) {
 		ssize_t n = send(c->fd, out + c->put, size - c->put, MSG_NOSIGNAL);
 
-		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		if (n < 0 && again(c))
 			return 0;
 		if (n < 0)
 			return -1;

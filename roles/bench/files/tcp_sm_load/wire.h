@@ -9,12 +9,14 @@
 #include <sys/types.h>
 
 #define MAX_SIZE (1u << 20)
+#define STALL_S 10	/* longer silence is a lost wake-up or lost bytes */
 
 enum mode { PINGPONG, UP, DOWN, SHORT, MODES };
 
-/* The first 8 bytes of every connection; both ends share one machine. */
+/* The first 8 bytes of every connection; both ends have one byte order. */
 struct hello {
-	uint32_t mode;
+	uint16_t mode;
+	uint16_t blocking;	/* both ends sleep in send and recv, not in epoll */
 	uint32_t size;
 };
 
@@ -50,7 +52,10 @@ void want_write(struct conn *c, int on);
 /* Requests and answers leave at once; streams keep the kernel's coalescing. */
 void no_delay(int fd, uint32_t mode);
 
-/* Bytes received, 0 at the end or after an error, -1 when it would block. */
+/* From here on the connection's calls block, up to STALL_S, and epoll is not used. */
+void make_blocking(struct conn *c);
+
+/* Bytes received, 0 at the end or after an error or a stall, -1 when it would block. */
 ssize_t get(struct conn *c, void *to, size_t size);
 
 /* Sends the rest of a `size` byte message: 1 done, 0 blocked, -1 connection lost. */

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
+from ansible_collections.colocated.tcp_sm.plugins.filter import regions
 from ansible_collections.colocated.tcp_sm.plugins.filter.tcp_sm import FilterModule
 
 FILTERS = FilterModule().filters()
@@ -59,10 +60,19 @@ def test_the_tables_say_what_they_cannot_read(name: Any) -> None:
         FILTERS[name]([{}])
 
 
+def test_the_list_across_machines_says_what_it_cannot_read() -> None:
+    across = FILTERS["tcp_sm_connections_across"]
+    assert across([[], []]) == []
+    unreadable: list[Any] = [{}, [{}], [[{}]]]
+    for wrong in unreadable:
+        with pytest.raises(AnsibleFilterError, match="tcp_sm_connections_across: "):
+            across(wrong)
+
+
 def test_every_filter_has_documentation_and_only_they() -> None:
     folder = Path(__file__).parents[4] / "plugins" / "filter"
     pages = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yml")}
-    assert set(pages) == set(FILTERS)
+    assert set(pages) == set(FILTERS) | set(regions.FilterModule().filters())
     for name, page in pages.items():
         assert page["DOCUMENTATION"]["name"] == name
         assert {"EXAMPLES", "RETURN"} <= set(page)

@@ -65,6 +65,14 @@ def test_do_options_reach_the_engine(run_module: Any, calls: list[Any]) -> None:
             {**GOOD, "attach": [{"program": "p", "type": "map"}]},
             "type is map but all of the following are missing: map",
         ),
+        (
+            {**GOOD, "attach": [{"type": "tracing"}]},
+            "type is tracing but all of the following are missing: program",
+        ),
+        (
+            {**GOOD, "attach": [{"type": "struct_ops"}]},
+            "type is struct_ops but all of the following are missing: map",
+        ),
         ({**GOOD, "colour": "red"}, "Unsupported parameters"),
         ({"name": "a.b", "path": "/x"}, "name: 'a.b' must be 1 to 64 letters"),
         ({**GOOD, "sha256": "1"}, "sha256: '1' is not 64 hexadecimal digits"),

@@ -19,7 +19,7 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._io import status
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi
 from ansible_collections.colocated.tcp_sm.plugins.modules import tcp_sm_info
 
-PARTS = {"features", "objects", "counters", "connections", "profiles"}
+PARTS = {"features", "objects", "counters", "connections", "profiles", "ring"}
 
 
 def run(capsys: pytest.CaptureFixture[str], **params: Any) -> dict[str, Any]:
@@ -42,6 +42,9 @@ def test_a_host_without_anything_gives_every_part(
     assert result["objects"]["state"] == "absent"
     assert result["objects"]["name"] == "tcp_sm"
     assert (result["connections"], result["profiles"]) == ([], [])
+    names = [(one["name"], one["state"]) for one in result["ring"]["objects"]]
+    assert names == [("tcp_sm_ring", "absent"), ("tcp_sm_handshake", "absent")]
+    assert result["ring"]["counters"] == result["counters"]
     assert set(result["counters"]["reasons"]) == {
         name for reason in abi.Reason if (name := abi.reason_name(reason))
     }
@@ -86,6 +89,17 @@ def test_foreign_pins_are_a_warning_and_an_unknown_state(
     assert result["objects"]["state"] == "unknown"
     assert result["connections"] == []
     assert re.search("holiday_pictures was not pinned by this collection", str(result["warnings"]))
+
+
+def test_what_is_foreign_is_said_once_and_hides_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tcp_sm_handshake" / "holiday_pictures").mkdir(parents=True)
+    result = run(capsys, bpffs=str(tmp_path), gather=["objects", "connections", "ring"])
+    assert result["objects"]["state"] == "absent"
+    assert [one["state"] for one in result["ring"]["objects"]] == ["absent", "unknown"]
+    path = tmp_path / "tcp_sm_handshake" / "holiday_pictures"
+    assert str(result["warnings"]).count(f"{path} was not pinned") == 1
 
 
 def test_a_part_that_cannot_be_read_does_not_hide_the_others(

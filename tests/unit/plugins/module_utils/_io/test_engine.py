@@ -39,24 +39,6 @@ Apply = Callable[..., Result]
 
 
 @pytest.fixture
-def spec(objects: dict[str, str], bpffs: str, cgroup: str) -> ObjectSpec:
-    """Version one, attached in all four ways."""
-    return ObjectSpec.parse(
-        {
-            "name": "unit",
-            "path": objects["one"],
-            "bpffs": bpffs,
-            "attach": [
-                {"program": "pass_messages", "type": "map", "map": "sockets"},
-                {"program": "count_receives", "type": "tracing"},
-                {"program": "dump_sockets", "type": "iter", "map": "storage"},
-                {"program": "count_events", "type": "cgroup", "cgroup": f"{cgroup}/a.b"},
-            ],
-        }
-    )
-
-
-@pytest.fixture
 def apply(tmp_path: Path) -> Apply:
     """engine.apply under a lock of this test's own."""
 

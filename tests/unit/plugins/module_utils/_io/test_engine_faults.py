@@ -98,22 +98,11 @@ Case = tuple[ObjectSpec, ObjectSpec]
 
 
 @pytest.fixture(params=["install", "upgrade", "replace", "relink", "detach", "remove"])
-def case(request: pytest.FixtureRequest, objects: dict[str, str], bpffs: str, cgroup: str) -> Case:
+def case(
+    request: pytest.FixtureRequest, spec: ObjectSpec, objects: dict[str, str], cgroup: str
+) -> Case:
     """(what is there, what is wanted)."""
-    full = ObjectSpec.parse(
-        {
-            "name": "unit",
-            "path": objects["one"],
-            "bpffs": bpffs,
-            "replace_maps": True,
-            "attach": [
-                {"program": "pass_messages", "type": "map", "map": "sockets"},
-                {"program": "count_receives", "type": "tracing"},
-                {"program": "dump_sockets", "type": "iter", "map": "storage"},
-                {"program": "count_events", "type": "cgroup", "cgroup": f"{cgroup}/a.b"},
-            ],
-        }
-    )
+    full = replace(spec, replace_maps=True)
     attach = [
         {"program": "count_events", "type": "cgroup", "cgroup": f"{cgroup}/c"},
         {"program": "pass_messages", "type": "map", "map": "sockets"},

@@ -149,4 +149,4 @@ def test_is_a_missing_declaration_said(restore: Restore, tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 1
-    assert "Apply the role colocated.tcp_sm.container to write it." in done.stderr
+    assert "colocated.tcp_sm.container or colocated.tcp_sm.guest to write it." in done.stderr

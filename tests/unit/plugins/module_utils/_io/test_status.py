@@ -29,7 +29,7 @@ def test_nothing_pinned_is_absent_and_empty(tmp_path: Path) -> None:
             "links": [],
         }
         assert found.counters()["opened"] == {"tcp": 0, "sockmap": 0, "ring": 0}
-        assert found.connections() == []
+        assert found.records() == []
         assert found.profiles() == []
 
 
@@ -69,7 +69,7 @@ def test_another_object_is_listed_without_counters(
             assert shown["programs"] == result.object["programs"]
             assert shown["maps"] == result.object["maps"]
             assert shown["programs"]
-            assert found.connections() == []
+            assert found.records() == []
             assert found.profiles() == []
             assert found.counters()["closed"] == 0
     finally:

@@ -246,3 +246,67 @@ def test_ten_thousand_connections_are_joined_by_their_pair() -> None:
     joined = connections.join(ends)
     assert len(joined) == 10_000
     assert all(one["server"]["cookie"] == one["client"]["cookie"] + 1 for one in joined)
+
+
+def on_tcp(reason: abi.Reason, **fields: Any) -> Record:
+    return changed(CLIENT, channel=abi.Channel.TCP, reason=reason, **fields)
+
+
+RING = changed(CLIENT, channel=abi.Channel.RING)
+
+
+@pytest.mark.parametrize(
+    ("sockmap", "ring", "expected"),
+    [
+        # Accelerated by either.
+        (CLIENT, on_tcp(abi.Reason.SAME_GUEST), "sockmap"),
+        (on_tcp(abi.Reason.NO_LOCAL_PEER), RING, "ring"),
+        (on_tcp(abi.Reason.MODE_PASS), RING, "ring"),
+        # By none: the one whose business it is says why.
+        (on_tcp(abi.Reason.NO_LOCAL_PEER), on_tcp(abi.Reason.NO_OFFER), "no_offer"),
+        (on_tcp(abi.Reason.MODE_PASS), on_tcp(abi.Reason.OTHER_REGION), "other_region"),
+        (on_tcp(abi.Reason.BLOCKING), on_tcp(abi.Reason.SAME_GUEST), "blocking"),
+        (on_tcp(abi.Reason.LEARNING), on_tcp(abi.Reason.NO_REGION), "learning"),
+        (on_tcp(abi.Reason.NO_LOCAL_PEER), on_tcp(abi.Reason.SAME_GUEST), "no_local_peer"),
+    ],
+)
+def test_a_socket_that_both_channels_watch_counts_once(
+    sockmap: Record, ring: Record, expected: str
+) -> None:
+    (record,) = connections.one_each([sockmap], [ring])
+    (one,) = connections.join([record])
+    assert (one["reason"] or one["channel"]) == expected
+
+
+def test_sockets_that_one_channel_watches_are_all_there() -> None:
+    found = connections.one_each([CLIENT, SERVER], [changed(RING, cookie=3)])
+    assert sorted(record.cookie for record in found) == [1, 2, 3]
+    assert connections.one_each([], []) == []
+
+
+def test_a_rings_bytes_are_those_of_its_channel() -> None:
+    (one,) = connections.join([RING])
+    assert (one["channel"], one["reason"]) == ("ring", None)
+    assert (one["bytes"], one["messages"], one["tcp_bytes"]) == (7500, 12, 30)
+
+
+def test_two_machines_tell_of_one_connection_with_both_ends() -> None:
+    client = {"addr": "10.0.0.2", "port": 40000, "cookie": None}
+    server = {"addr": "10.0.0.1", "port": 80, "cookie": None}
+    counts = {"bytes": 5, "messages": 1, "redirected_bytes": 5, "tcp_bytes": 0}
+    ring = {"channel": "ring", "reason": None, **counts}
+    one = {**ring, "client": {**client, "cookie": 7}, "server": server}
+    other = {**ring, "bytes": 9, "client": client, "server": {**server, "cookie": 7}}
+    (both,) = connections.across([[one], [other]])
+    assert both["channel"] == "ring"
+    assert both["bytes"] == 9
+    assert both["client"]["cookie"] == both["server"]["cookie"] == 7
+    on_tcp = {**other, "channel": "tcp", "reason": "mode_pass"}
+    for lists in ([[one], [on_tcp]], [[on_tcp], [one]]):
+        (both,) = connections.across(lists)
+        assert (both["channel"], both["reason"]) == ("tcp", "mode_pass")
+    assert len(connections.across([[one], [one]])) == 2, "two clients are two connections"
+    inside = {"addr": "127.0.0.1", "port": 80, "cookie": None}
+    here = {**ring, "client": {**inside, "cookie": 1}, "server": inside}
+    there = {**ring, "client": inside, "server": {**inside, "cookie": 2}}
+    assert len(connections.across([[here], [there]])) == 2, "loopback of two machines"

@@ -49,4 +49,4 @@ def test_is_a_damaged_declaration_refused_with_the_way_out(text: str, message: s
     with pytest.raises(InputError) as error:
         parse_declaration(text, "d.json")
     assert message in str(error.value)
-    assert "Apply the role colocated.tcp_sm.container again" in str(error.value)
+    assert "Apply the role (colocated.tcp_sm.container or guest) again" in str(error.value)

@@ -7,7 +7,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.elf import check_bpf_elf
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.elf import (
+    check_bpf_elf,
+    section_names,
+)
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import InputError
 
 
@@ -58,3 +61,27 @@ def test_is_a_section_beyond_the_end_noticed() -> None:
     struct.pack_into("<Q", data, 80 + 64 + 32, 1 << 20)
     with pytest.raises(InputError, match="needs at least 1048640 bytes and has 272"):
         check_bpf_elf(bytes(data), "x.o")
+
+
+def named_sections(order: int, names: int = 1) -> bytes:
+    """The object above with `.x\\0.y\\0` as its content, which is also the table of names; `names`
+    is the section that has it."""
+    data = bytearray(elf(order=order, sections=3))
+    sign = "<" if order == 1 else ">"
+    data[64:71] = b"\0.x\0.y\0"
+    struct.pack_into(sign + "H", data, 62, names)
+    struct.pack_into(sign + "I", data, 80 + 64, 1)
+    struct.pack_into(sign + "I", data, 80 + 128, 4)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_are_sections_named(order: int) -> None:
+    assert section_names(named_sections(order)) == ["", ".x", ".y"]
+
+
+def test_are_names_outside_of_the_file_none() -> None:
+    assert section_names(named_sections(1, names=9)) == []
+    data = bytearray(named_sections(1))
+    struct.pack_into("<Q", data, 80 + 64 + 24, 1 << 40)
+    assert section_names(bytes(data)) == []

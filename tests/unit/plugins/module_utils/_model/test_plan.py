@@ -144,3 +144,72 @@ def test_does_the_diff_say_what_is_wrong_with_a_link(
 )
 def test_is_the_state_named_as_the_module_names_it(state: ObjectState, word: str) -> None:
     assert state_word(state) == word
+
+
+OPS = Map("o", "struct_ops", 4, 128, 1, content="c1", id=20)
+OPS_LINK = Link("o", "o", "struct_ops", "struct_ops", id=200)
+OPS_LIVE = replace(LIVE, maps={"o": OPS}, links={"o": replace(OPS_LINK, prog_id=20)})
+OPS_LIVE = replace(OPS_LIVE, programs={"p": replace(LIVE.programs["p"], map_ids=frozenset())})
+# Every load makes another map.
+OPS_WANT = replace(OPS_LIVE, maps={"o": replace(OPS, id=21)}, links={"o": replace(OPS_LINK, id=0)})
+
+
+def with_map(state: ObjectState, **changes: object) -> ObjectState:
+    return replace(state, maps={"o": replace(state.maps["o"], **changes)})  # type: ignore[arg-type]
+
+
+def ops_link(prog_id: int) -> dict[str, Link]:
+    return {"o": replace(OPS_LINK, prog_id=prog_id)}
+
+
+@pytest.mark.parametrize(
+    ("live", "want", "expected"),
+    [
+        (OPS_LIVE, OPS_WANT, (False, [("keep", "o")])),
+        (ObjectState(), OPS_WANT, (True, [("create", "o")])),
+        # Other programs in the same places, or other data; or not known what they are.
+        (OPS_LIVE, with_map(OPS_WANT, content="c2"), (True, [("update", "o")])),
+        (OPS_LIVE, with_map(OPS_WANT, content=""), (False, [("keep", "o")])),
+        (with_map(OPS_LIVE, content=""), OPS_WANT, (False, [("keep", "o")])),
+        # A killed upgrade left the link with a map that is not pinned.
+        (replace(OPS_LIVE, links=ops_link(9)), OPS_WANT, (False, [("update", "o")])),
+        # Detached behind our back.
+        (replace(OPS_LIVE, links=ops_link(0)), OPS_WANT, (False, [("replace", "o")])),
+        # Only loaded until now: its programs come with the first attachment of a new load.
+        (replace(OPS_LIVE, links={}), OPS_WANT, (False, [("create", "o")])),
+        (
+            with_map(replace(OPS_LIVE, links={}), unset=True),
+            OPS_WANT,
+            (True, [("create", "o")]),
+        ),
+        (
+            with_map(replace(OPS_LIVE, links={}), unset=True),
+            replace(OPS_WANT, links={}),
+            (False, []),
+        ),
+        # Something else has the name.
+        (
+            replace(OPS_LIVE, maps={"o": replace(HASH, name="o", id=20)}, links={}),
+            OPS_WANT,
+            (True, [("create", "o")]),
+        ),
+    ],
+)
+def test_are_struct_ops_maps_known_by_what_is_in_them(
+    live: ObjectState, want: ObjectState, expected: tuple[bool, list[tuple[str, str]]]
+) -> None:
+    assert steps(live, want) == expected
+
+
+@pytest.mark.parametrize(
+    ("prog_id", "text"),
+    [
+        (20, "struct_ops"),
+        (9, "struct_ops (another program)"),
+        (0, "struct_ops (detached)"),
+    ],
+)
+def test_does_the_diff_say_what_is_wrong_with_a_struct_ops_link(prog_id: int, text: str) -> None:
+    shown = describe(replace(OPS_LIVE, links=ops_link(prog_id)), "attached")
+    assert shown["links"] == {"o": text}
+    assert describe(OPS_WANT, "attached")["links"] == {"o": "struct_ops"}

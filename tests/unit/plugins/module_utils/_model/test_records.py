@@ -76,7 +76,7 @@ def test_a_stream_of_records_keeps_its_order() -> None:
         ({"FAMILY": 1}, "record 1: 1 is no address family of TCP"),
         ({"SIDE": 2}, "record 1: 2 is not a valid Side"),
         ({"CHANNEL": 3}, "record 1: 3 is not a valid Channel"),
-        ({"REASON": 31}, "record 1: 31 is not a valid Reason"),
+        ({"REASON": 63}, "record 1: 63 is not a valid Reason"),
         ({"EVENT": 3}, "record 1: 3 is not a valid Event"),
     ],
 )
@@ -93,9 +93,9 @@ def test_a_torn_stream_is_refused(length: Any) -> None:
 
 
 def stats_bytes(factor: int) -> bytes:
-    values = [1, 2, 3, 4, 5, 6, 7, 8, 9] + [0] * 32
+    values = [1, 2, 3, 4, 5, 6, 7, 8, 9] + [0] * 64
     values[9 + 6] = 100  # BLOCKING
-    return struct.pack("=41Q", *(value * factor for value in values))
+    return struct.pack("=73Q", *(value * factor for value in values))
 
 
 def test_counters_are_summed_over_cpus() -> None:
@@ -116,12 +116,12 @@ def test_counters_are_summed_over_cpus() -> None:
 
 def test_an_unknown_reason_is_shown_once_it_was_counted() -> None:
     counted = bytearray(stats_bytes(1))
-    struct.pack_into("=Q", counted, (9 + 31) * 8, 3)
-    assert records.sum_stats([bytes(counted)])["reasons"]["reason_31"] == 3
+    struct.pack_into("=Q", counted, (9 + 63) * 8, 3)
+    assert records.sum_stats([bytes(counted)])["reasons"]["reason_63"] == 3
 
 
 def test_counters_of_another_size_are_refused() -> None:
-    with pytest.raises(records.RecordError, match="327 bytes where 328 are expected"):
+    with pytest.raises(records.RecordError, match="583 bytes where 584 are expected"):
         records.sum_stats([stats_bytes(1)[:-1]])
 
 

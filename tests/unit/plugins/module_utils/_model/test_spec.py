@@ -50,6 +50,15 @@ def test_is_absent_content_without_a_file() -> None:
         ({"attach": [{"program": "p", "type": "xdp"}]}, "attach[0]: type 'xdp' must be"),
         ({"attach": [{"program": "p", "type": "map"}]}, "type map needs the name of a map"),
         ({"attach": [{"program": "p", "type": "cgroup"}]}, "type cgroup needs a cgroup"),
+        ({"attach": [{"type": "struct_ops"}]}, "type struct_ops needs the name of a map"),
+        (
+            {"attach": [{"program": "p", "type": "struct_ops", "map": "m"}]},
+            "type struct_ops takes a map, which names its programs itself",
+        ),
+        (
+            {"attach": [{"type": "struct_ops", "map": "m"}] * 2},
+            "attach[1]: map m is attached to struct_ops twice",
+        ),
         (
             {"attach": [{"program": "p", "type": "cgroup", "cgroup": "a/../b"}]},
             "cgroup 'a/../b' must not contain '..'",
@@ -133,3 +142,9 @@ def test_are_bad_entries_refused(raw: dict[str, Any], message: str) -> None:
 def test_does_deleting_need_no_value() -> None:
     spec = MapSpec.parse({"path": "/m", "state": "absent", "entries": [{"key": 0}]})
     assert spec.entries == ({"key": 0},)
+
+
+def test_is_a_struct_ops_map_pinned_by_its_name() -> None:
+    raw = {"type": "struct_ops", "map": "m"}
+    (one,) = ObjectSpec.parse({**GOOD, "attach": [raw]}).attach
+    assert (one.key, one.attached, one.target, str(one)) == ("m", "m", "struct_ops", "map m")

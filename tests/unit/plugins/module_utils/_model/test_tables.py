@@ -94,14 +94,34 @@ BENCH = {
 def test_measurements_are_aligned_and_absent_ones_marked() -> None:
     text = tables.bench_table([BENCH, {**BENCH, "ci": None, "cpu_ratio": None, "unit": "us"}])
     header, _rule, first, second = text.splitlines()
-    assert " ".join(header.split()) == (
-        "TOPOLOGY WORKLOAD UNIT TCP OURS RATIO CI CPU NAIVE UNIX RUNS"
-    )
+    assert " ".join(header.split()) == "TOPOLOGY WORKLOAD UNIT TCP OURS RATIO CI CPU UNIX RUNS"
     assert " ".join(first.split()) == (
-        "veth redis-get-c50 req/s 81,234 121,852 1.50 1.44-1.56 0.50 - 9.88 7"
+        "veth redis-get-c50 req/s 81,234 121,852 1.50 1.44-1.56 0.50 9.88 7"
     )
     assert second.split()[6:8] == ["-", "-"]
     assert len(header) == len(first) == len(second)
+
+
+def test_machines_have_columns_of_their_own_and_are_labelled_by_their_accelerator() -> None:
+    machines = {
+        **BENCH,
+        "topology": "vm",
+        "unix": None,
+        "spin": 150000.0,
+        "spin_ratio": 1.8,
+        "loopback": 200000.0,
+        "host_cpu_ratio": 0.4,
+        "guests": {"accelerator": "tcg", "kernel": "6.12", "cpus": 1},
+    }
+    header, _rule, first, second = tables.bench_table([machines, BENCH]).splitlines()
+    assert " ".join(header.split()) == (
+        "TOPOLOGY WORKLOAD UNIT TCP OURS RATIO CI CPU HOST-CPU SPIN SPIN-RATIO UNIX LOOPBACK RUNS"
+    )
+    assert " ".join(first.split()) == (
+        "vm/tcg redis-get-c50 req/s 81,234 121,852 1.50 1.44-1.56 0.50 0.40 150,000 1.80 - "
+        "200,000 7"
+    )
+    assert second.split()[0] == "veth"
 
 
 def test_no_measurements_say_so() -> None:

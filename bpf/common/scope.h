@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Scope: which connections the operator's port and address rules admit. */
-#ifndef TCP_SM_SCOPE_H
-#define TCP_SM_SCOPE_H
+#ifndef TCP_SM_COMMON_SCOPE_H
+#define TCP_SM_COMMON_SCOPE_H
 
 #include "maps.h"
 
@@ -21,6 +21,11 @@ static __always_inline void store_address(__u8 *to, const struct sock_common *sk
 		words[3] = from6[3];
 	}
 	__builtin_memcpy(to, words, sizeof(words));
+}
+
+static __always_inline __u64 cgroup_of(const struct sock *sk)
+{
+	return sk->sk_cgrp_data.cgroup->kn->id;
 }
 
 static __always_inline __u32 cidr_rule(const struct sock_common *sk, bool remote)

@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Connections of the ring channel: life, lookup, waking, leaving.
+ *
+ * Life. A socket takes the ULP slot (so that kTLS, MPTCP and sockmap keep out),
+ * its ULP data is the conn. The reference goes when TCP destroys the socket or
+ * when both directions went back to TCP. A conn pins the module and the region.
+ *
+ * Leaving. A producer goes on by TCP after it published its last byte and set
+ * `left` in its lane; from then on it writes nothing to the ring, and it sets
+ * `left` before its first TCP byte leaves. So a reader that
+ *
+ *   reads `left` as 0 has nothing of this peer in TCP before what the ring holds;
+ *   reads `left` as 1 (acquire) sees the final head, and when the ring is empty
+ *   after that, the rest of the stream is TCP's.
+ *
+ * Both ends do this, each for its own direction, as soon as one does. What is
+ * unread then is copied to memory of our own (the stash) which stands in for
+ * the ring, and the slot is left. When the stash is read, the socket is TCP's.
+ *
+ * Dying. If the peer machine's life ends, or the peer breaks the ring, the
+ * connection is reset: `broken` is set under the socket's lock, and nobody
+ * touches the slot afterwards. The socket is then TCP's, so a program that
+ * never closes it holds no region.
+ */
+#include <linux/module.h>
+#include <linux/vmalloc.h>
+
+#include "channel.h"
+
+/* More than a server keeps a request, with the default of tcp_synack_retries. */
+#define UNJOINED_MAX (90 * HZ)
+
+static u32 conn_key(u32 chunk, u32 slot)
+{
+	return chunk * TCP_SM_SLOTS_MAX + slot;
+}
+
+int tcp_sm_conns_init(struct tcp_sm_region *region)
+{
+	spin_lock_init(&region->conn_lock);
+	hash_init(region->conns);
+	region->live = kvzalloc(TCP_SM_CHUNKS_MAX * TCP_SM_INBOX_ROW, GFP_KERNEL);
+	return region->live ? 0 : -ENOMEM;
+}
+
+void tcp_sm_conns_free(struct tcp_sm_region *region)
+{
+	kvfree(region->live);
+}
+
+/*
+ * Slots of `chunk` in which this machine has connections, 64 from 64 * word on.
+ * Bits of an inbox are worth a search only there: whoever fills it with others
+ * costs a machine no more than reading them.
+ */
+u64 tcp_sm_conns_live(struct tcp_sm_region *region, u32 chunk, u32 word)
+{
+	return READ_ONCE(region->live[conn_key(chunk, word * 64) / 64]);
+}
+
+/* Moves *chunk to the next one, from itself on, in which there are connections, if any. */
+bool tcp_sm_conns_row(struct tcp_sm_region *region, u32 *chunk)
+{
+	u32 end = TCP_SM_CHUNKS_MAX * TCP_SM_SLOTS_MAX;
+	u32 key = find_next_bit(region->live, end, conn_key(*chunk, 0));
+
+	*chunk = key / TCP_SM_SLOTS_MAX;
+	return key < end;
+}
+
+static void abort_work(struct work_struct *work);
+static void leave_work(struct work_struct *work);
+
+/*
+ * Make the end of a connection in slot `slot` of `chunk`. GFP_ATOMIC: called
+ * in softirq. Takes references on the module and the region; the caller's
+ * reference on the region stays the caller's.
+ */
+struct tcp_sm_conn *tcp_sm_conn_new(struct tcp_sm_region *region, struct sock *sk,
+				    const struct tcp_sm_chunk *chunk, u32 slot, u32 nonce,
+				    enum tcp_sm_end_side side)
+{
+	struct tcp_sm_conn *conn = kzalloc(sizeof(*conn), GFP_ATOMIC);
+	u32 tx = side == TCP_SM_IS_CLIENT ? 0 : 1;
+
+	if (!conn)
+		return NULL;
+	refcount_set(&conn->refs, 1);
+	refcount_inc(&region->refs);
+	__module_get(THIS_MODULE);
+	conn->region = region;
+	conn->sk = sk;
+	conn->base = sk->sk_prot;
+	conn->side = side;
+	conn->chunk = chunk->index;
+	conn->slot = slot;
+	conn->nonce = nonce;
+	conn->shm = tcp_sm_slot_at(chunk, slot);
+	conn->lane[TCP_SM_TX] = &conn->shm->lane[tx];
+	conn->lane[TCP_SM_RX] = &conn->shm->lane[!tx];
+	conn->data[TCP_SM_TX] = tcp_sm_slot_ring(chunk, slot, tx);
+	conn->data[TCP_SM_RX] = tcp_sm_slot_ring(chunk, slot, !tx);
+	conn->half[TCP_SM_TX].size = chunk->ring_size;
+	conn->half[TCP_SM_RX].size = chunk->ring_size;
+	INIT_WORK(&conn->abort, abort_work);
+	INIT_WORK(&conn->leave, leave_work);
+	return conn;
+}
+
+void tcp_sm_conn_hold(struct tcp_sm_conn *conn)
+{
+	refcount_inc(&conn->refs);
+}
+
+static void conn_free(struct rcu_head *rcu)
+{
+	struct tcp_sm_conn *conn = container_of(rcu, struct tcp_sm_conn, rcu);
+
+	kvfree(conn->stash);
+	tcp_sm_region_put(conn->region);
+	kfree(conn);
+	module_put(THIS_MODULE);
+}
+
+void tcp_sm_conn_put(struct tcp_sm_conn *conn)
+{
+	if (refcount_dec_and_test(&conn->refs))
+		call_rcu(&conn->rcu, conn_free);
+}
+
+/* Socket and conn belong together from here; the caller holds the socket's lock. */
+void tcp_sm_conn_install(struct tcp_sm_conn *conn)
+{
+	struct inet_connection_sock *icsk = inet_csk(conn->sk);
+	struct tcp_sm_region *region = conn->region;
+
+	__module_get(THIS_MODULE);	/* tcp_cleanup_ulp() puts it */
+	rcu_assign_pointer(icsk->icsk_ulp_data, conn);
+	icsk->icsk_ulp_ops = &tcp_sm_ulp;
+	WRITE_ONCE(conn->sk->sk_prot, tcp_sm_proto_for(conn->base));
+	spin_lock_bh(&region->conn_lock);
+	hash_add_rcu(region->conns, &conn->node, conn_key(conn->chunk, conn->slot));
+	__set_bit(conn_key(conn->chunk, conn->slot), region->live);
+	region->opened++;
+	spin_unlock_bh(&region->conn_lock);
+	atomic_inc(&region->nconns);
+	tcp_sm_region_busy(region);
+}
+
+/* Nobody finds the conn by its slot any more, and the slot is left. */
+static void conn_unhash(struct tcp_sm_conn *conn)
+{
+	struct tcp_sm_region *region = conn->region;
+
+	if (!conn->shm)
+		return;
+	spin_lock_bh(&region->conn_lock);
+	hash_del_rcu(&conn->node);
+	__clear_bit(conn_key(conn->chunk, conn->slot), region->live);
+	spin_unlock_bh(&region->conn_lock);
+	tcp_sm_slot_leave(conn);
+	atomic_dec(&region->nconns);
+}
+
+/* TCP destroys the socket. May run in softirq. */
+static void ulp_release(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = inet_csk(sk);
+	struct tcp_sm_conn *conn = rcu_dereference_raw(icsk->icsk_ulp_data);
+
+	if (!conn)
+		return;
+	rcu_assign_pointer(icsk->icsk_ulp_data, NULL);
+	WRITE_ONCE(sk->sk_prot, conn->base);
+	conn_unhash(conn);
+	tcp_sm_conn_put(conn);
+}
+
+const struct tcp_ulp_ops tcp_sm_ulp = {
+	.name = "tcp_sm",
+	.owner = THIS_MODULE,
+	.release = ulp_release,
+};
+
+/* The socket is TCP's again. The caller holds its lock. */
+void tcp_sm_conn_restore(struct tcp_sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
+
+	conn->phase = TCP_SM_TCP;
+	tcp_sm_proto_ops_restore(conn);
+	WRITE_ONCE(sk->sk_prot, conn->base);
+	inet_csk(sk)->icsk_ulp_ops = NULL;
+	rcu_assign_pointer(inet_csk(sk)->icsk_ulp_data, NULL);
+	conn_unhash(conn);
+	tcp_sm_conn_put(conn);
+	module_put(THIS_MODULE);
+}
+
+/* Ring the peer's bell: something happened to this connection. */
+void tcp_sm_conn_notify(struct tcp_sm_conn *conn)
+{
+	struct tcp_sm_chunk_header *header = conn->peer_header;
+	unsigned long *row;
+
+	if (!header || !conn->shm || conn->broken)
+		return;
+	row = (void *)header + TCP_SM_INBOX_OFFSET + conn->chunk * TCP_SM_INBOX_ROW;
+	/* A bit that is set already was followed by a doorbell, or will be. */
+	if (test_and_set_bit(conn->slot, row))
+		return;
+	set_bit(conn->chunk, (unsigned long *)header->summary);
+	conn->region->provider->doorbell(conn->region, conn->peer);
+}
+
+/* Runs `work` of conn later, which holds the conn and the socket meanwhile. */
+static void conn_queue(struct tcp_sm_conn *conn, struct sock *sk, struct work_struct *work)
+{
+	if (!refcount_inc_not_zero(&conn->refs))
+		return;
+	sock_hold(sk);
+	if (!schedule_work(work)) {
+		sock_put(sk);
+		tcp_sm_conn_put(conn);
+	}
+}
+
+/*
+ * The ring or its peer is not to be trusted: reset the connection, and touch
+ * nothing of the slot any more. The caller holds the socket's lock.
+ */
+void tcp_sm_conn_break(struct tcp_sm_conn *conn)
+{
+	if (conn->broken)
+		return;
+	WRITE_ONCE(conn->broken, true);
+	conn->region->aborted++;
+	conn_queue(conn, conn->sk, &conn->abort);
+}
+
+/*
+ * What TCP has queued comes after bytes of the ring that nobody gets any more, so
+ * the application must not get it either. Lock held, the connection is closed.
+ */
+static void drop_rest(struct sock *sk)
+{
+	__skb_queue_purge(&sk->sk_receive_queue);
+	WRITE_ONCE(tcp_sk(sk)->copied_seq, tcp_sk(sk)->rcv_nxt);
+}
+
+/* Reset the connection, and give back the socket, which somebody may keep for ever. No lock. */
+void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	bool ours;
+
+	lock_sock(sk);
+	ours = tcp_sm_conn_of(sk) == conn;
+	if (ours && !conn->broken) {
+		WRITE_ONCE(conn->broken, true);
+		conn->region->aborted++;
+	}
+	release_sock(sk);
+	if (!ours)
+		return;
+	tcp_abort(sk, ECONNRESET);
+	lock_sock(sk);
+	if (tcp_sm_conn_of(sk) == conn) {
+		if (!conn->half[TCP_SM_RX].left)
+			drop_rest(sk);
+		tcp_sm_conn_restore(conn);
+	}
+	release_sock(sk);
+}
+
+static void abort_work(struct work_struct *work)
+{
+	struct tcp_sm_conn *conn = container_of(work, struct tcp_sm_conn, abort);
+	struct sock *sk = conn->sk;
+
+	tcp_sm_conn_reset(conn, sk);
+	sock_put(sk);
+	tcp_sm_conn_put(conn);
+}
+
+/* The last TCP byte from here comes after the last ring byte. Lock held. */
+void tcp_sm_conn_leave_tx(struct tcp_sm_conn *conn)
+{
+	struct tcp_sm_half *tx = &conn->half[TCP_SM_TX];
+
+	if (tx->left || conn->broken)
+		return;
+	tx->left = 1;
+	/* `left` after the last byte: the reader's acquire sees the final head. */
+	smp_store_release(&conn->lane[TCP_SM_TX]->left, 1);
+	smp_mb();	/* `left` before the bell, and before any TCP segment */
+	tcp_sm_conn_notify(conn);
+}
+
+/* Put what is unread into memory of our own, in the ring's place. */
+static bool conn_stash(struct tcp_sm_conn *conn)
+{
+	struct tcp_sm_half *rx = &conn->half[TCP_SM_RX];
+	void *stash = kvmalloc(rx->size, GFP_KERNEL);
+	u32 dir;
+
+	if (!stash)
+		return false;
+	memcpy(stash, conn->data[TCP_SM_RX], rx->size);
+	for (dir = 0; dir < 2; dir++) {
+		conn->own_lane[dir] = *conn->lane[dir];
+		WRITE_ONCE(conn->lane[dir], &conn->own_lane[dir]);
+	}
+	conn->own_lane[TCP_SM_RX].tail = rx->index;
+	/* What the peer did not read is in its stash, so its kernel has it. */
+	conn->own_lane[TCP_SM_TX].tail = conn->half[TCP_SM_TX].index;
+	conn->stash = stash;
+	conn->data[TCP_SM_RX] = stash;
+	conn->data[TCP_SM_TX] = NULL;
+	return true;
+}
+
+/* The peer's FIN or RST came: it published its last byte before, and may be gone. */
+static bool peer_ended(const struct sock *sk)
+{
+	return (1 << sk->sk_state) & (TCPF_CLOSE | TCPF_CLOSE_WAIT | TCPF_LAST_ACK | TCPF_CLOSING);
+}
+
+/*
+ * Both directions left or are about to: leave ours, and when the peer's is
+ * left or over, let go of the slot. An offer without an answer is withdrawn: the
+ * server that accepts it finds no client in the ring. The caller holds the
+ * socket's lock.
+ */
+void tcp_sm_conn_leave(struct tcp_sm_conn *conn)
+{
+	struct tcp_sm_half *rx = &conn->half[TCP_SM_RX];
+	int unread;
+
+	if (conn->phase == TCP_SM_PENDING)
+		tcp_sm_conn_restore(conn);
+	if (conn->phase != TCP_SM_RING || conn->broken)
+		return;
+	tcp_sm_conn_leave_tx(conn);
+	if (!rx->left && !peer_ended(conn->sk)) {
+		/* `left` before head, as its writer has it. */
+		if (!smp_load_acquire(&conn->lane[TCP_SM_RX]->left))
+			return;
+		rx->left = 1;
+	}
+	unread = tcp_sm_ring_used(conn, TCP_SM_RX);
+	if (unread < 0) {
+		tcp_sm_conn_break(conn);
+		return;
+	}
+	if (!unread)
+		tcp_sm_conn_restore(conn);
+	else if (conn->shm && conn_stash(conn))
+		conn_unhash(conn);
+}
+
+static void leave_work(struct work_struct *work)
+{
+	struct tcp_sm_conn *conn = container_of(work, struct tcp_sm_conn, leave);
+	struct sock *sk = conn->sk;
+
+	lock_sock(sk);
+	if (tcp_sm_conn_of(sk) == conn)
+		tcp_sm_conn_leave(conn);
+	release_sock(sk);
+	/* A reader or a sender that waits for the ring waits for TCP now. */
+	rcu_read_lock();	/* for the struct socket, which close() takes away */
+	sk->sk_data_ready(sk);
+	sk->sk_write_space(sk);
+	rcu_read_unlock();
+	sock_put(sk);
+	tcp_sm_conn_put(conn);
+}
+
+/* As TCP: who never found the ring full is not told of room. In RCU, for the struct socket. */
+static void wake_writer(struct sock *sk)
+{
+	struct socket *sock = READ_ONCE(sk->sk_socket);
+
+	if (sock && test_bit(SOCK_NOSPACE, &sock->flags))
+		sk->sk_write_space(sk);
+}
+
+/*
+ * Something happened in slot `slot` of `chunk`: wake whoever sleeps on it.
+ * A hint from another machine; an unknown slot is nobody's. Softirq.
+ */
+void tcp_sm_conns_wake(struct tcp_sm_region *region, u32 chunk, u32 slot)
+{
+	u32 key = conn_key(chunk, slot);
+	struct tcp_sm_conn *conn;
+
+	rcu_read_lock();
+	hash_for_each_possible_rcu(region->conns, conn, node, key) {
+		struct sock *sk = conn->sk;
+
+		if (conn->chunk != chunk || conn->slot != slot)
+			continue;
+		/* The slab is type-safe by RCU: at worst another socket is woken. */
+		if (!refcount_inc_not_zero(&sk->sk_refcnt))
+			continue;
+		if (READ_ONCE(conn->lane[TCP_SM_RX]->left))
+			conn_queue(conn, sk, &conn->leave);
+		sk->sk_data_ready(sk);
+		wake_writer(sk);
+		sock_put(sk);
+	}
+	rcu_read_unlock();
+}
+
+/*
+ * Call `act` for connections for which `pick` says so, outside of RCU and with
+ * references held. A bucket that does not fit is not finished, so a caller that
+ * must meet all of them repeats until it meets none. Returns how many it met.
+ */
+static int conns_each(struct tcp_sm_region *region, bool (*pick)(struct tcp_sm_conn *conn),
+		      void (*act)(struct tcp_sm_conn *conn, struct sock *sk))
+{
+	struct tcp_sm_conn *conn, *batch[32];
+	struct sock *sks[ARRAY_SIZE(batch)];
+	int bucket = 0, met = 0, n, i;
+
+	while (bucket < HASH_SIZE(region->conns)) {
+		n = 0;
+		rcu_read_lock();
+		for (; bucket < HASH_SIZE(region->conns); bucket++) {
+			hlist_for_each_entry_rcu(conn, &region->conns[bucket], node) {
+				if (n == ARRAY_SIZE(batch) || !pick(conn))
+					continue;
+				if (!refcount_inc_not_zero(&conn->sk->sk_refcnt))
+					continue;
+				if (!refcount_inc_not_zero(&conn->refs)) {
+					sock_put(conn->sk);
+					continue;
+				}
+				sks[n] = conn->sk;
+				batch[n++] = conn;
+			}
+			if (n > ARRAY_SIZE(batch) / 2)
+				break;
+		}
+		rcu_read_unlock();
+		if (n > ARRAY_SIZE(batch) / 2)
+			bucket++;
+		for (i = 0; i < n; i++) {
+			act(batch[i], sks[i]);
+			sock_put(sks[i]);
+			tcp_sm_conn_put(batch[i]);
+		}
+		met += n;
+	}
+	return met;
+}
+
+static bool pick_all(struct tcp_sm_conn *conn)
+{
+	return true;
+}
+
+static bool pick_orphaned(struct tcp_sm_conn *conn)
+{
+	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
+	       !tcp_sm_region_alive(conn->region, conn->peer, conn->peer_epoch);
+}
+
+static void act_leave(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	conn_queue(conn, sk, &conn->leave);
+}
+
+/* Goes back to TCP on its own account: the region closed while it was made. Softirq. */
+void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn)
+{
+	conn_queue(conn, conn->sk, &conn->leave);
+}
+
+/*
+ * Reset connections whose peer's life is over. On return none of them touches
+ * its slot any more: who holds a socket's lock looks at `broken` first, and
+ * polls, which hold none, are waited for. So are first of all the steps of a
+ * handshake that read the table before it changed; programs run them in RCU.
+ */
+void tcp_sm_conns_check(struct tcp_sm_region *region)
+{
+	synchronize_rcu();
+	while (conns_each(region, pick_orphaned, tcp_sm_conn_reset))
+		;
+	synchronize_rcu();
+}
+
+/* A client whose connect failed, and whose program keeps the socket. */
+static bool pick_failed(struct tcp_sm_conn *conn)
+{
+	return conn->phase == TCP_SM_PENDING && conn->sk->sk_state == TCP_CLOSE;
+}
+
+static void act_withdraw(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	lock_sock(sk);
+	if (tcp_sm_conn_of(sk) == conn && pick_failed(conn))
+		tcp_sm_conn_restore(conn);
+	release_sock(sk);
+}
+
+/* Offers that nobody will answer any more hold no slot. */
+void tcp_sm_conns_withdraw(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_failed, act_withdraw);
+}
+
+/* A client that is in the ring, and whose server is not. */
+static bool unjoined(struct tcp_sm_conn *conn, u64 word)
+{
+	return conn->side == TCP_SM_IS_CLIENT &&
+	       word == TCP_SM_SLOT_WORD(conn->nonce, TCP_SM_SLOT_ACTIVE);
+}
+
+/* The peer let go of the slot, and TCP has heard nothing of an end. */
+static bool deserted(struct tcp_sm_conn *conn, u64 word)
+{
+	return (word & tcp_sm_slot_peer_left(conn)) && conn->sk->sk_state == TCP_ESTABLISHED;
+}
+
+static bool pick_doubtful(struct tcp_sm_conn *conn)
+{
+	struct tcp_sm_slot *shm = READ_ONCE(conn->shm);
+	u64 word;
+
+	if (!shm || conn->phase != TCP_SM_RING || READ_ONCE(conn->broken) ||
+	    conn->sk->sk_state == TCP_CLOSE)
+		return false;
+	word = READ_ONCE(shm->word);
+	return !tcp_sm_slot_intact(conn, word) || unjoined(conn, word) || deserted(conn, word);
+}
+
+static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	u64 word;
+
+	lock_sock(sk);
+	if (tcp_sm_conn_of(sk) == conn && pick_doubtful(conn)) {
+		word = READ_ONCE(conn->shm->word);
+		if (!tcp_sm_slot_intact(conn, word) ||
+		    (unjoined(conn, word) && time_after(jiffies, conn->settled + UNJOINED_MAX)))
+			tcp_sm_conn_break(conn);
+		else
+			__tcp_send_ack(sk, tcp_sk(sk)->rcv_nxt, 0);
+	}
+	release_sock(sk);
+}
+
+/*
+ * Clients whose server did not join. TCP would send the first bytes again and
+ * again, until the server has room in its accept queue, or no request any more
+ * and resets. Bytes of the ring do neither, so ACKs without any stand in for
+ * them. A server that went on by TCP, because its programs or its device went in
+ * between, takes those ACKs; it would never read what is in the ring.
+ *
+ * Likewise ends whose peer is gone with its reset lost on the way, which nobody
+ * sends twice: TCP's next bytes would be answered with another, so an ACK is.
+ *
+ * And words that are no joined connection's. A server that could not join says
+ * REJECTED, and its client is reset. Ends whose word somebody wrote over could not
+ * agree who leaves the slot, and its next connection would meet them.
+ */
+void tcp_sm_conns_confirm(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_doubtful, act_confirm);
+}
+
+void tcp_sm_conns_leave(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_all, act_leave);
+}
+
+void tcp_sm_conns_abort(struct tcp_sm_region *region)
+{
+	while (atomic_read(&region->nconns)) {
+		conns_each(region, pick_all, tcp_sm_conn_reset);
+		schedule_timeout_uninterruptible(HZ / 50);
+	}
+}

@@ -1,0 +1,123 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures of the ring's tests: two guests for the whole run, and a time limit for each test.
+
+TCP_SM_RING_KERNEL   6.12 (default) or 7.3
+TCP_SM_RING_CPUS     of each guest, default 1
+TCP_SM_RING_KEEP     a folder in /dev/shm: leave the guests running there, and use them again
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ringlab import scene
+from ringlab.cable import Cable
+from ringlab.guest import channel
+from ringlab.lab import Lab, memory_folder
+from ringlab.scene import Scene, Stage
+
+LIMIT = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: long, runs only when asked for with -m soak")
+    config.addinivalue_line("markers", "limit(seconds): this test's own time limit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in str(config.getoption("markexpr")):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=soak)
+    items[:] = [item for item in items if item not in soak]
+
+
+@pytest.fixture(autouse=True)
+def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that hangs, so that its cleanup still runs."""
+    marker = request.node.get_closest_marker("limit")
+    seconds = marker.args[0] if marker else LIMIT
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"the test took longer than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture(scope="session")
+def guests() -> Iterator[Lab]:
+    """The lab, started once."""
+    keep = os.environ.get("TCP_SM_RING_KEEP")
+    version = os.environ.get("TCP_SM_RING_KERNEL", "6.12")
+    with contextlib.nullcontext(Path(keep)) if keep else memory_folder() as folder:
+        folder.mkdir(exist_ok=True)
+        made = Lab(folder, version)
+        try:
+            if keep and made.running():
+                made.attach()
+            else:
+                made.start()
+            for guest in made.guests:
+                scene.exclude_ports(guest)
+            yield made
+        finally:
+            if not keep:
+                made.stop()
+
+
+@pytest.fixture
+def lab(guests: Lab) -> Iterator[Lab]:
+    """The lab; afterwards the guests' kernels have nothing to complain of."""
+    yield guests
+    for guest in guests.guests:
+        trouble = guest.trouble()
+        assert not trouble, f"{guest.name}'s kernel:\n" + "\n".join(trouble)
+
+
+@pytest.fixture(scope="session")
+def plain() -> dict[str, scene.Outcome]:
+    """What plain TCP did, by scenario."""
+    return {}
+
+
+@pytest.fixture(scope="session", params=[scene.RING, scene.LEAVE])
+def way(request: pytest.FixtureRequest, guests: Lab) -> Iterator[str]:
+    """How the ring is moved and left, see scene.py."""
+    for guest in guests.guests:
+        guest.run(channel.use_programs, request.param == scene.RING)
+    yield request.param
+    for guest in guests.guests:
+        guest.run(channel.use_programs, True)
+
+
+@pytest.fixture
+def stage(lab: Lab, way: str, plain: dict[str, scene.Outcome]) -> Stage:
+    """Where scenarios are played."""
+    return Stage(lab, way, plain)
+
+
+@pytest.fixture
+def played(lab: Lab) -> Iterator[Scene]:
+    """A scene through the ring, moved by programs; afterwards no slot is in use."""
+    made = Scene(scene.RING, lab)
+    yield made
+    made.end()
+    lab.quiet()
+
+
+@pytest.fixture
+def cable(played: Scene) -> Iterator[Cable]:
+    """The network between the guests."""
+    with Cable(played.lab) as made:
+        yield made

@@ -1,0 +1,297 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What becomes of connections when agent, machine, module, programs or device go, and come back?"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import ChunkState
+from ringlab import scene as scenes
+from ringlab.guest import channel
+from ringlab.guest.lib import fill, wait_for
+from ringlab.lab import Guest, Lab
+from ringlab.scene import IN_RING, Load, Reason, Scene
+
+LEFT = (abi.Channel.TCP, Reason.PEER_LEFT)
+STARTING = (abi.Channel.TCP, Reason.STARTING)
+NO_OFFER = (abi.Channel.TCP, Reason.NO_OFFER)
+
+
+def where(scene: Scene) -> tuple[abi.Channel, Reason] | None:
+    """Where the client that was made last is now."""
+    scene.look()
+    return scene.place("client")
+
+
+def fresh(scene: Scene) -> tuple[abi.Channel, Reason] | None:
+    """A new connection works; where it was."""
+    client, server = scene.pair()
+    scene.exchange(client, server, 1000)
+    place = where(scene)
+    client.close()
+    server.close()
+    return place
+
+
+def both_offer(scene: Scene) -> None:
+    """New connections from either guest are in the played."""
+    for way in (scene, scene.turned()):
+
+        def offered(way: Scene = way) -> bool:
+            return fresh(way) == IN_RING
+
+        wait_for("the ring", offered)
+
+
+def new_life(lab: Lab) -> None:
+    """The same, with other workers, since a machine was started."""
+    for guest in lab.guests:
+        scenes.exclude_ports(guest)
+    both_offer(Scene(scenes.RING, lab))
+
+
+# The agent.
+
+
+@contextmanager
+def no_agent(lab: Lab) -> Iterator[None]:
+    """kill -9, and another one afterwards."""
+    lab.kill_agent()
+    try:
+        yield
+    finally:
+        lab.start_agent()
+
+
+def test_traffic_without_the_agent(lab: Lab, played: Scene) -> None:
+    """Nobody needs the agent but machines that come or go."""
+    load = Load(played)
+    with no_agent(lab):
+        load.goes_on()
+        assert fresh(played) == IN_RING
+    load.goes_on()
+    assert fresh(played) == IN_RING
+    load.check()
+
+
+@pytest.mark.limit(120)
+def test_a_restarted_agent_tells_of_deaths(lab: Lab, played: Scene) -> None:
+    """It finds the machines that its predecessor served, and their end."""
+    with no_agent(lab):
+        client, _server = played.pair(blocking=True)
+        reader = client.later("recv", 1)
+    victim = played.there
+    told = die(victim, [reader])
+    lab.boot(victim)
+    assert told < 1.5, f"told after {told:.2f} s"
+    new_life(lab)
+
+
+# Machines.
+
+
+def die(victim: Guest, calls: list[Any]) -> float:
+    """kill -9 of a QEMU; how many seconds until the last of `calls` was reset."""
+    victim.kill()
+    begin = time.monotonic()
+    for call in calls:
+        with pytest.raises(ConnectionResetError):
+            call.result(10)
+    return time.monotonic() - begin
+
+
+@pytest.mark.limit(120)
+def test_a_killed_machine(lab: Lab, played: Scene) -> None:
+    """Peers are reset within a second, the chunk is free for the next life, which starts clean."""
+    victim, other = played.there, played.here
+    before = lab.chunk(victim)
+    idle, _ = played.pair(blocking=True)
+    full, _ = played.pair(blocking=True)
+    played.one.run(fill, full)
+    waiting, _ = played.pair()
+    poll = played.one.later("wait", waiting, select.POLLIN, 10.0)
+    reader, writer = idle.later("recv", 1), full.later("sendall", b"x" * 100_000)
+    assert not writer.done(0.2)
+    told = die(victim, [reader, writer])
+    assert poll.result(5) & select.POLLERR
+    assert told < 1.0, f"told after {told:.2f} s"
+    assert lab.chunk(victim).state == ChunkState.DEAD
+    assert lab.chunk(victim).epoch != before.epoch
+    wait_for("no connections", lambda: not other.run(channel.status)["connections"])
+
+    lab.boot(victim)
+    status = victim.run(channel.status)
+    assert [status[name] for name in ("connections", "slots_busy", "opened")] == [0, 0, 0]
+    after = lab.chunk(victim)
+    assert after.state == ChunkState.ASSIGNED
+    assert after.geometry == before.geometry
+    new_life(lab)
+
+
+@pytest.mark.limit(120)
+def test_a_rebooted_machine(lab: Lab, played: Scene) -> None:
+    """Without a process that ends: its next life tells the peers of the former one's end."""
+    victim = played.there
+    client, _server = played.pair(blocking=True)
+    reader = client.later("recv", 1)
+    victim.reset()
+    lab.equip(victim)
+    with pytest.raises(ConnectionResetError):
+        reader.result(5)
+    new_life(lab)
+
+
+# Resets that get lost.
+
+
+@contextmanager
+def no_resets(guest: Guest) -> Iterator[None]:
+    """No RST leaves a guest."""
+    hook = "type filter hook output priority 0"
+    guest.run(
+        channel.run, "nft", f"table inet lost {{ chain out {{ {hook}; tcp flags rst drop; }}; }}"
+    )
+    try:
+        yield
+    finally:
+        guest.run(channel.run, "nft", "delete table inet lost")
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("waits", ["writer", "reader"])
+def test_a_lost_reset(played: Scene, side: str, waits: str) -> None:
+    """Who waits hears of it all the same; TCP's next segment would ask."""
+    client, server = played.pair(blocking=True)
+    stays, goes = (client, server) if side == "client" else (server, client)
+    played.at(stays).run(fill, stays)
+    call = stays.later("recv", 1) if waits == "reader" else stays.later("sendall", b"x" * 100_000)
+    with no_resets(played.at(goes).guest):
+        goes.close()
+        assert not call.done(0.3)
+    with pytest.raises(ConnectionResetError):
+        call.result(3)
+
+
+# Module, programs, driver.
+
+
+def test_unloading_in_use_is_refused(played: Scene) -> None:
+    load = Load(played)
+    assert "in use" in played.here.run(channel.rmmod, 0.1)
+    load.goes_on()
+    assert where(played) == IN_RING
+    load.check()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_unloading_and_loading_under_load(lab: Lab, played: Scene, which: int) -> None:
+    """Drained first: the connection goes on by TCP through all of it."""
+    guest = lab.guests[which]
+    load = Load(played)
+    guest.run(channel.drain, True)
+    guest.run(channel.unload_programs)
+    assert not guest.run(channel.rmmod)
+    load.goes_on()
+    lab.equip(guest)
+    scenes.exclude_ports(guest)
+    load.goes_on()
+    both_offer(played)
+    load.check()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_unbinding_under_load(lab: Lab, played: Scene, which: int) -> None:
+    """The driver lets go of the device when all its connections are TCP's."""
+    guest = lab.guests[which]
+    loads = [Load(played, seed) for seed in (1, 5)]
+    device = lab.device(guest, "doorbell")
+    guest.run(channel.unbind, device)
+    try:
+        for load in loads:
+            load.goes_on()
+        assert fresh(played) != IN_RING
+    finally:
+        guest.run(channel.bind, device)
+    both_offer(played)
+    for load in loads:
+        load.check()
+
+
+def test_programs_go_under_load(lab: Lab, played: Scene) -> None:
+    """Data path and handshake go: C moves the ring, and new connections are TCP's."""
+    load = Load(played)
+    for guest in lab.guests:
+        guest.run(channel.use_programs, False)
+        guest.run(channel.attach_handshake, False)
+    try:
+        load.goes_on()
+        assert where(played) == IN_RING
+    finally:
+        for guest in lab.guests:
+            guest.run(channel.attach_handshake, True)
+            guest.run(channel.use_programs, True)
+    load.check()
+    both_offer(played)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_draining_under_load(lab: Lab, played: Scene, which: int) -> None:
+    guest = lab.guests[which]
+    loads = [Load(played, seed, address) for seed, address in ((1, ""), (5, "fd00:9::2"), (9, ""))]
+    guest.run(channel.drain, True)
+    try:
+        assert not guest.run(channel.status)["connections"]
+        for load in loads:
+            load.goes_on()
+        wait_for("what was unread to be read", lambda: where(played) == LEFT)
+        assert fresh(played) == (STARTING if guest is played.here else NO_OFFER)
+    finally:
+        guest.run(channel.drain, False)
+    both_offer(played)
+    for load in loads:
+        load.check()
+
+
+# The device.
+
+
+@contextmanager
+def unplugged(lab: Lab, guest: Guest) -> Iterator[None]:
+    """Without its device; then with another one, which has its own connection to the agent."""
+    devices = guest.run(channel.devices)
+    guest.qmp("device_del", id="ring")
+    wait_for("no device", lambda: len(guest.run(channel.devices)) < len(devices), 20)
+    try:
+        yield
+    finally:
+        address = {"type": "unix", "data": {"path": str(lab.sock)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        guest.qmp("chardev-remove", id="agent")
+        guest.qmp("chardev-add", id="agent", backend=backend)
+        device = {"driver": "ivshmem-doorbell", "vectors": 1, "chardev": "agent"}
+        # Older kernels ask drivers about whatever is plugged in, even with drivers_autoprobe off.
+        guest.run(channel.autoprobe, True)
+        guest.qmp("device_add", id="ring", bus="port0", **device)
+        wait_for("the device driven", lambda: guest.run(channel.bound), 20)
+        guest.run(channel.autoprobe, False)
+
+
+@pytest.mark.limit(90)
+@pytest.mark.parametrize("drained", [True, False])
+def test_unplugging_under_load(lab: Lab, played: Scene, drained: bool) -> None:
+    """Drained as an operator would, or by the driver when the guest is asked for the device."""
+    guest = played.there
+    load = Load(played)
+    if drained:
+        guest.run(channel.drain, True)
+    with unplugged(lab, guest):
+        load.goes_on()
+    both_offer(played)
+    load.check()

@@ -1,0 +1,192 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Is the list of regions that a hypervisor is given checked as a whole, and made explicit?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import region
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import InputError
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.hypervisor import (
+    gone,
+    normal_regions,
+)
+
+MIB = 1 << 20
+
+
+def normal(*regions: Any) -> list[dict[str, Any]]:
+    return normal_regions(list(regions), "/run/tcp_sm")
+
+
+def test_everything_that_is_left_out_is_spelled_out() -> None:
+    assert normal({"name": "x", "size": "16M", "vms": ["a"]}) == [
+        {
+            "name": "x",
+            "path": "/dev/shm/x",
+            "size": 16 * MIB,
+            "socket": "/run/tcp_sm/x.sock",
+            "chunks": [
+                {
+                    "owner": "a",
+                    "size": region.equal_share(16 * MIB, 2),
+                    "ring_size": region.RING_DEFAULT,
+                }
+            ],
+        }
+    ]
+
+
+def test_what_was_spelled_out_stays_the_same() -> None:
+    given = {
+        "name": "x",
+        "path": "/dev/hugepages/x",
+        "size": 16 * MIB,
+        "host": "here",
+        "mode": "0640",
+        "allocate": False,
+        "socket": "/run/x",
+        "socket_group": "kvm",
+        "vectors": 2,
+    }
+    assert normal(given) == [{**given, "chunks": []}]
+
+
+def test_sizes_come_from_the_machine_the_region_or_equal_parts() -> None:
+    (one,) = normal(
+        {
+            "name": "x",
+            "size": "64M",
+            "chunk_size": "8M",
+            "ring_size": "64K",
+            "vms": ["a", {"name": "b", "chunk_size": "16M"}, {"name": "c", "ring_size": 4096}],
+        }
+    )
+    assert [(chunk["size"], chunk["ring_size"]) for chunk in one["chunks"]] == [
+        (8 * MIB, 65536),
+        (16 * MIB, 65536),
+        (8 * MIB, 4096),
+    ]
+
+
+@pytest.mark.parametrize(("options", "parts"), [({}, 3), ({"parts": 8}, 8), ({"parts": "5"}, 5)])
+def test_equal_parts_are_for_machines_and_automatic_chunks(
+    options: dict[str, Any], parts: int
+) -> None:
+    (one,) = normal(
+        {"name": "x", "size": "64M", "vms": ["a"], "automatic": {"count": 2}, **options}
+    )
+    share = region.equal_share(64 * MIB, parts)
+    assert one["chunks"][0]["size"] == one["automatic"]["size"] == share
+
+
+def test_another_machine_leaves_the_others_parts_alone() -> None:
+    options = {"name": "x", "size": "64M", "parts": 4}
+    before, after = normal({**options, "vms": ["a"]}), normal({**options, "vms": ["a", "b"]})
+    assert after[0]["chunks"][0] == before[0]["chunks"][0]
+
+
+def test_a_number_is_a_name_too() -> None:
+    (one,) = normal({"name": "x", "size": "16M", "vms": [101]})
+    assert one["chunks"][0]["owner"] == "101"
+
+
+BAD: dict[str, tuple[list[Any], str]] = {
+    "no list": ([{"name": "x", "size": "16M", "vms": "a"}], r"\[0\] \(x\): vms: needs a list"),
+    "no dictionary": (["x"], r"\[0\]: needs a dictionary with name and size, not 'x'"),
+    "no name": ([{"size": "16M"}], r"\[0\]: name: '' must be"),
+    "no size": ([{"name": "x"}], r"\[0\] \(x\): size: region x needs one"),
+    "unknown": ([{"name": "x", "size": "16M", "sise": 1}], "unknown sise; a region has allocate"),
+    "second": ([{"name": "x", "size": "16M"}, {"name": "y", "size": "3M"}], r"\[1\] \(y\): size"),
+    "unknown of a machine": (
+        [{"name": "x", "size": "16M", "vms": [{"name": "a", "size": 1}]}],
+        "unknown size; a machine has chunk_size, name, ring_size",
+    ),
+    "machine without a name": ([{"name": "x", "size": "16M", "vms": [{}]}], "owner: '' must be"),
+    "null machine": ([{"name": "x", "size": "16M", "vms": [None]}], "owner: '' must be"),
+    "does not fit": (
+        [{"name": "x", "size": "16M", "chunk_size": "6M", "vms": ["a", "b", "c"]}],
+        "the largest gap is",
+    ),
+    "automatic does not fit": (
+        [{"name": "x", "size": "16M", "automatic": {"count": 3, "size": "6M"}}],
+        "the largest gap is",
+    ),
+    "ring": ([{"name": "x", "size": "16M", "ring_size": "5K"}], "ring_size: 5K must be"),
+    "parts": ([{"name": "x", "size": "16M", "parts": "some"}], "parts: 'some' must be a number"),
+    "no parts": ([{"name": "x", "size": "16M", "parts": 0}], "at least 1"),
+    "same path": (
+        [{"name": "x", "size": "16M"}, {"name": "y", "size": "16M", "path": "/dev/shm/x"}],
+        "two regions have the path /dev/shm/x",
+    ),
+    "same socket": (
+        [
+            {"name": "x", "size": "16M", "socket": "/s"},
+            {"name": "y", "size": "16M", "socket": "/s"},
+        ],
+        "two regions have the socket /s",
+    ),
+    "two homes": (
+        [
+            {"name": "x", "size": "16M", "vms": ["a"]},
+            {"name": "y", "size": "16M", "vms": [{"name": "a"}]},
+        ],
+        "a is in x and in y",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_mistakes_are_named_with_their_place(kind: str) -> None:
+    regions, message = BAD[kind]
+    with pytest.raises(InputError, match=rf"^hypervisor_regions.*{message}"):
+        normal(*regions)
+
+
+def test_what_is_no_list_is_named() -> None:
+    with pytest.raises(InputError, match="hypervisor_regions: needs a list of regions, not"):
+        normal_regions({"name": "x"}, "/run")
+
+
+def test_nothing_is_gone_where_nothing_changed() -> None:
+    same = normal({"name": "x", "size": "16M", "vms": ["a"]})
+    assert gone(same, same) == {"domains": [], "chunks": [], "regions": []}
+    assert gone([], same) == {"domains": [], "chunks": [], "regions": []}
+
+
+def test_a_machine_that_moves_loses_the_old_device_and_chunk() -> None:
+    both = [{"name": "x", "size": "16M"}, {"name": "y", "size": "16M"}]
+    before = normal({**both[0], "vms": ["a", "b"]}, both[1])
+    after = normal({**both[0], "vms": ["b"]}, {**both[1], "vms": ["a"]})
+    assert gone(before, after) == {
+        "domains": [{"region": "x", "owner": "a"}],
+        "chunks": [{"region": "x", "path": "/dev/shm/x", "owner": "a"}],
+        "regions": [],
+    }
+
+
+def test_a_region_goes_with_all_that_it_has() -> None:
+    before = normal({"name": "x", "size": "16M", "vms": ["a"]})
+    assert gone(before, []) == {
+        "domains": [{"region": "x", "owner": "a"}],
+        "chunks": [],
+        "regions": before,
+    }
+
+
+def test_a_region_at_another_place_is_another_region() -> None:
+    before = normal({"name": "x", "size": "16M", "vms": ["a"]})
+    after = normal({"name": "x", "size": "16M", "vms": ["a"], "path": "/dev/hugepages/x"})
+    # The device stays: it names the region's socket, and not its file.
+    assert gone(before, after) == {"domains": [], "chunks": [], "regions": before}
+
+
+def test_a_socket_that_names_no_owner_gets_the_one_that_is_given() -> None:
+    regions = [
+        {"name": "x", "size": "16M"},
+        {"name": "y", "size": "16M", "socket_owner": "tenant"},
+    ]
+    owned = normal_regions(regions, "/run", socket_owner="libvirt-qemu")
+    assert [one["socket_owner"] for one in owned] == ["libvirt-qemu", "tenant"]
