@@ -61,12 +61,12 @@ int BPF_PROG(tcp_sm_recvmsg, struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 	if (used < 0)
 		return used;
 	if ((__u32)used <= skip) {
-		rearm(conn, rx, lane, used);
+		rearm(conn, io, rx, lane, used);
 		return 0;
 	}
 	n = tcp_sm_copy_out(conn, io, rx->index + skip, used - skip);
 	if (n < 0 || (io->flags & TCP_SM_IO_PEEK)) {
-		rearm(conn, rx, lane, used);
+		rearm(conn, io, rx, lane, used);
 		return n;
 	}
 	WRITE_ONCE(rx->index, rx->index + n);
@@ -74,7 +74,7 @@ int BPF_PROG(tcp_sm_recvmsg, struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 	rx->msgs++;
 	tcp_sm_barrier(); /* the copy before the index */
 	WRITE_ONCE(lane->tail, rx->index);
-	rearm(conn, rx, lane, used - n); /* its barrier: the index before the look */
+	rearm(conn, io, rx, lane, used - n); /* its barrier: the index before the look */
 	if (READ_ONCE(lane->want_space) && rx->size - (used - n) >= ENOUGH(rx->size)) {
 		WRITE_ONCE(lane->want_space, 0);
 		tcp_sm_wake_peer(conn);

@@ -31,6 +31,7 @@ struct tcp_sm_half {
 enum tcp_sm_io_flags {
 	TCP_SM_IO_PEEK = 1,
 	TCP_SM_IO_DISCARD = 2,	/* MSG_TRUNC: consume without copying */
+	TCP_SM_IO_ALONE = 4,	/* nobody waits for bytes, and the caller polls before it does */
 };
 
 /* What `poll` answers. */

@@ -196,6 +196,7 @@ void tcp_sm_conns_check(struct tcp_sm_region *region);
 void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn);
 void tcp_sm_conns_withdraw(struct tcp_sm_region *region);
 void tcp_sm_conns_confirm(struct tcp_sm_region *region);
+void tcp_sm_conns_arm(struct tcp_sm_region *region);
 void tcp_sm_conns_leave(struct tcp_sm_region *region);
 void tcp_sm_conns_abort(struct tcp_sm_region *region);
 extern const struct tcp_ulp_ops tcp_sm_ulp;

@@ -573,6 +573,29 @@ void tcp_sm_conns_confirm(struct tcp_sm_region *region)
 	conns_each(region, pick_doubtful, act_confirm);
 }
 
+/* O_ASYNC, and no wish for a bell: set after a receive that did without, see proto.c. */
+static bool pick_unarmed(struct tcp_sm_conn *conn)
+{
+	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
+	       sock_flag(conn->sk, SOCK_FASYNC) &&
+	       !READ_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->want_data);
+}
+
+static void act_arm(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	lock_sock(sk);
+	if (tcp_sm_conn_of(sk) == conn && pick_unarmed(conn) &&
+	    (tcp_sm_ops_poll(conn, 1) & TCP_SM_READABLE))
+		sk->sk_data_ready(sk);
+	release_sock(sk);
+}
+
+/* Programs that wait for a signal ask nobody for it, so the module looks for them. */
+void tcp_sm_conns_arm(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_unarmed, act_arm);
+}
+
 void tcp_sm_conns_leave(struct tcp_sm_region *region)
 {
 	conns_each(region, pick_all, act_leave);

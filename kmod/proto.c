@@ -80,6 +80,7 @@ static bool rx_in_ring(struct tcp_sm_conn *conn)
 
 /* For calls that may sleep long: unloading is refused meanwhile, and does not wait. */
 static int enter(void)
+	__acquires(&calls)
 {
 	int call = srcu_read_lock(&calls);
 
@@ -88,6 +89,7 @@ static int enter(void)
 }
 
 static void leave(int call)
+	__releases(&calls)
 {
 	module_put(THIS_MODULE);
 	srcu_read_unlock(&calls, call);
@@ -295,32 +297,69 @@ static bool rx_ready(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 	       READ_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->left);
 }
 
-/* Look at the ring for a moment: an answer may be quicker than going to sleep. */
-static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
+/*
+ * May this receive do without a bell for the bytes that come after it? It may
+ * when it blocks, for it asks for one in wait_data(), and when nobody else waits
+ * for the socket: whoever begins to do so later is in the queue first, and then
+ * polls, which asks for a bell that no receive takes back. A signal (O_ASYNC)
+ * that is wanted later is asked for by nobody; tcp_sm_conns_arm() finds it.
+ */
+static bool rx_alone(struct sock *sk, long timeo)
 {
-	u64 end = ktime_get_ns() + spin_us * NSEC_PER_USEC;
+	bool alone;
 
-	while (ktime_get_ns() < end && !need_resched() && !signal_pending(current)) {
-		if (rx_ready(sk, conn, unread))
-			return true;
-		cpu_relax();
-	}
-	return false;
+	rcu_read_lock();
+	alone = timeo && !sock_flag(sk, SOCK_FASYNC) &&
+		!skwq_has_sleeper(rcu_dereference(sk->sk_wq));
+	rcu_read_unlock();
+	return alone;
 }
 
-/* Sleep until more than `unread` bytes are there or something ended. */
+/*
+ * Look at the ring for a moment: an answer may be quicker than going to sleep.
+ * Without the lock, which a sender on another CPU may want. Nobody asked for a
+ * bell yet, so the answer costs its sender none. Only a hint: what is there is
+ * looked at again.
+ */
+static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
+{
+	u64 end = ktime_get_ns() + READ_ONCE(spin_us) * NSEC_PER_USEC;
+	bool ready;
+
+	release_sock(sk);
+	do {
+		ready = rx_ready(sk, conn, unread);
+		cpu_relax();
+	} while (!ready && ktime_get_ns() < end && !need_resched() && !signal_pending(current));
+	lock_sock(sk);
+	return ready;
+}
+
+/*
+ * Sleep until more than `unread` bytes are there or something ended. Asks for a
+ * bell before the last look, which the receive did not if it was alone.
+ */
 static int wait_data(struct sock *sk, struct tcp_sm_conn *conn, int unread, long *timeo)
 {
 	DEFINE_WAIT_FUNC(wait, woken_wake_function);
+	int disconnects = sk->sk_disconnects;
+	bool ready;
 	int err = 0;
 
 	if (!*timeo)
 		return -EAGAIN;
 	if (signal_pending(current))
 		return sock_intr_errno(*timeo);
-	if (spin_us && rx_spin(sk, conn, unread))
-		return 0;
+	if (READ_ONCE(spin_us)) {
+		ready = rx_spin(sk, conn, unread);
+		if (disconnects != sk->sk_disconnects)
+			return -EPIPE;
+		if (ready)
+			return 0;
+	}
 	add_wait_queue(sk_sleep(sk), &wait);
+	if (!conn->broken && conn->phase == TCP_SM_RING)
+		tcp_sm_ops_poll(conn, 1);
 	if (sk_wait_event(sk, timeo, rx_ready(sk, conn, unread), &wait) < 0)
 		err = -EPIPE;
 	remove_wait_queue(sk_sleep(sk), &wait);
@@ -379,6 +418,8 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 		}
 		if (flags & MSG_TRUNC)
 			io.flags |= TCP_SM_IO_DISCARD;
+		if (rx_alone(sk, timeo))
+			io.flags |= TCP_SM_IO_ALONE;
 		n = conn->broken ? -EPROTO : tcp_sm_ops_recvmsg(conn, &io);
 		if (!n && !left && rx_stray(sk, conn))
 			n = -EPROTO;

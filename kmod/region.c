@@ -258,6 +258,7 @@ static void watch_work(struct work_struct *work)
 	inbox_all(region);
 	tcp_sm_conns_withdraw(region);
 	tcp_sm_conns_confirm(region);
+	tcp_sm_conns_arm(region);
 	tcp_sm_slot_sweep(region);
 	schedule_delayed_work(&region->watch, WATCH_INTERVAL);
 }

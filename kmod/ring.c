@@ -113,10 +113,15 @@ int tcp_sm_ring_sendmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 /*
  * Ask for a bell on the next byte, after every receive: an edge-triggered
  * reader sleeps without telling us. Bytes that came before the wish rang none,
- * so look again and wake the reader ourselves.
+ * so look again and wake the reader ourselves. A reader that is alone (proto.c)
+ * needs no bell while it is awake, and polls before it sleeps.
  */
-static void rearm(struct tcp_sm_conn *conn, int unread)
+static void rearm(struct tcp_sm_conn *conn, const struct tcp_sm_io *io, int unread)
 {
+	if (io->flags & TCP_SM_IO_ALONE) {
+		smp_mb();	/* as below: tail before want_space */
+		return;
+	}
 	WRITE_ONCE(conn->lane[TCP_SM_RX]->want_data, 1);
 	smp_mb();	/* the wish before the look, see above */
 	if (tcp_sm_ring_used(conn, TCP_SM_RX) > unread)
@@ -133,12 +138,12 @@ int tcp_sm_ring_recvmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 	if (used < 0)
 		return used;
 	if ((u32)used <= io->skip) {
-		rearm(conn, used);
+		rearm(conn, io, used);
 		return 0;
 	}
 	n = tcp_sm_ring_copy_out(conn, io, rx->index + io->skip, used - io->skip);
 	if (n < 0 || (io->flags & TCP_SM_IO_PEEK)) {
-		rearm(conn, used);
+		rearm(conn, io, used);
 		return n;
 	}
 	WRITE_ONCE(rx->index, rx->index + n);
@@ -146,7 +151,7 @@ int tcp_sm_ring_recvmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 	rx->msgs++;
 	/* The copy before the index. */
 	smp_store_release(&lane->tail, rx->index);
-	rearm(conn, used - n);	/* its barrier also stands between tail and want_space */
+	rearm(conn, io, used - n);	/* its barrier also stands between tail and want_space */
 	if (READ_ONCE(lane->want_space) && rx->size - (used - n) >= rx->size / 4) {
 		WRITE_ONCE(lane->want_space, 0);
 		tcp_sm_conn_notify(conn);

@@ -61,10 +61,18 @@ static __always_inline int rx_used(const struct tcp_sm_half *rx, const struct tc
 /*
  * Ask for a bell on the next byte, after every receive: an edge-triggered
  * reader sleeps without telling us. Bytes that came before the wish rang none.
+ * A reader that is alone needs no bell while it is awake, and polls before it
+ * sleeps. In either case what was written before is visible before the caller
+ * looks at anything else.
  */
-static __always_inline void rearm(struct tcp_sm_conn *conn, const struct tcp_sm_half *rx,
-				  struct tcp_sm_lane *lane, int unread)
+static __always_inline void rearm(struct tcp_sm_conn *conn, const struct tcp_sm_io *io,
+				  const struct tcp_sm_half *rx, struct tcp_sm_lane *lane,
+				  int unread)
 {
+	if (io->flags & TCP_SM_IO_ALONE) {
+		tcp_sm_barrier();
+		return;
+	}
 	WRITE_ONCE(lane->want_data, 1);
 	tcp_sm_barrier(); /* the wish before the look */
 	if (rx_used(rx, lane) > unread)

@@ -1,0 +1,239 @@
+# Copyright (c) 2026, the colocated.tcp_sm authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who rings a bell, and is everybody woken who waits, with and without spinning?"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import random
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ringlab.guest import channel
+from ringlab.guest.lib import wait, wait_for
+from ringlab.lab import Guest, Lab
+from ringlab.scene import Scenario, Scene, Stage
+
+SPIN_US = 10_000
+ROUNDS = 50
+NUMBERS = 4000
+
+
+def bells(guest: Guest) -> int:
+    """Interrupts that the device has sent so far, on all CPUs."""
+    lines = guest.run(channel.read, "/proc/interrupts").splitlines()
+    numbers = [line.split()[1:] for line in lines if line.endswith("tcp_sm")]
+    return sum(int(word) for line in numbers for word in itertools.takewhile(str.isdigit, line))
+
+
+@pytest.fixture(params=[0, SPIN_US], ids=["sleep", "spin"])
+def patience(request: pytest.FixtureRequest, lab: Lab) -> Iterator[int]:
+    """How long blocking receives look at the ring before they sleep, in both guests (us)."""
+    for guest in lab.guests:
+        guest.run(channel.parameter, "spin_us", str(request.param))
+    yield request.param
+    for guest in lab.guests:
+        guest.run(channel.parameter, "spin_us", "0")
+
+
+def test_an_awake_reader_costs_no_bell(played: Scene, patience: int) -> None:
+    """Only a receive that sleeps asks for one, and each such wish is one bell at most."""
+    client, server = played.pair(blocking=True)
+    asleep = server.later("recv", 1)
+    asleep.done(0.2)
+    played.send(client, b"x")
+    assert asleep.result() == b"x"
+    before = bells(played.there)
+    for _ in range(20):
+        played.send(client, b"y")
+    played.arrived(server, 20)
+    assert bells(played.there) == before
+    assert server.recv(20) == b"y" * 20
+
+
+def answer_all(sock: socket.socket, rounds: int) -> None:
+    for _ in range(rounds):
+        sock.sendall(sock.recv(64))
+
+
+def ask_all(sock: socket.socket, rounds: int) -> int:
+    """Answers that were the question's."""
+    right = 0
+    for number in range(rounds):
+        question = number.to_bytes(64, "little")
+        sock.sendall(question)
+        right += sock.recv(64, socket.MSG_WAITALL) == question
+    return right
+
+
+def test_spinning_readers_ring_less(played: Scene, lab: Lab) -> None:
+    """A ping-pong of blocking ends: each sleeping receive costs a bell, few spinning ones do."""
+    seen = {}
+    for spin in (0, SPIN_US):
+        for guest in lab.guests:
+            guest.run(channel.parameter, "spin_us", str(spin))
+        client, server = played.pair(blocking=True)
+        call = played.two.later(answer_all, server, ROUNDS)
+        before = [bells(guest) for guest in lab.guests]
+        assert played.one.run(ask_all, client, ROUNDS) == ROUNDS
+        call.result()
+        seen[spin] = sum(bells(guest) for guest in lab.guests) - sum(before)
+    for guest in lab.guests:
+        guest.run(channel.parameter, "spin_us", "0")
+    assert seen[0] > ROUNDS / 2, "sleeping readers were woken by something else than bells"
+    assert seen[SPIN_US] < seen[0] / 2, seen
+
+
+def watch_edges(sock: socket.socket, count: int) -> int:
+    """Edges seen by epoll until there were `count` or nothing came for long."""
+    poll = select.epoll()
+    poll.register(sock, select.EPOLLIN | select.EPOLLET)
+    seen = 0
+    while seen < count and poll.poll(5):
+        seen += 1
+    return seen
+
+
+def edges_beside_a_reader(scene: Scene) -> None:
+    """Who waits for edges of a socket is told, while another thread reads it blocking."""
+    client, server = scene.pair(blocking=True)
+    watcher = scene.two.later(watch_edges, server, 5)
+    watcher.done(0.1)
+    for _ in range(5):
+        reader = server.later("recv", 4)
+        reader.done(0.02)
+        scene.send(client, b"edge")
+        scene.note("read", reader.result())
+    scene.note("edges", watcher.result() > 0)
+
+
+def poll_beside_a_reader(scene: Scene) -> None:
+    """What a reader leaves wakes a poll that began while it read."""
+    client, server = scene.pair(blocking=True)
+    reader = server.later("recv", 3)
+    reader.done(0.02)
+    poll = scene.two.later(wait, server, select.POLLIN)
+    poll.done(0.02)
+    scene.send(client, b"abcdef")
+    scene.note("part", reader.result())
+    scene.note("poll", poll.result())
+    scene.note("rest", scene.receive(server, 3))
+
+
+def interrupted(sock: socket.socket) -> str:
+    """A blocking receive that a signal ends."""
+
+    def stop(*_: Any) -> None:
+        raise InterruptedError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        return str(sock.recv(10))
+    except InterruptedError:
+        return "signal"
+
+
+def poll_after_a_signal(scene: Scene) -> None:
+    """A receive that gave up leaves nobody behind who is not told."""
+    client, server = scene.pair(blocking=True)
+    scene.note("receive", scene.two.run(interrupted, server))
+    poll = scene.two.later(wait, server, select.POLLIN)
+    poll.done(0.05)
+    scene.send(client, b"x")
+    scene.note("poll", poll.result())
+
+
+def asked_late(sock: socket.socket) -> str:
+    """O_ASYNC after a blocking receive; then who waits for the signal does nothing else."""
+    seen: list[str] = []
+    sock.recv(1)
+    signal.signal(signal.SIGIO, lambda *_: seen.append("signal"))
+    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | os.O_ASYNC)
+    sock.send(b"go")
+    wait_for("a signal", lambda: seen)
+    return seen[0]
+
+
+def signal_after_a_receive(scene: Scene) -> None:
+    client, server = scene.pair(blocking=True)
+    reader = server.later("recv", 2)
+    scene.send(client, b"x")
+    answer = scene.one.later(answer_to, client, b"go", b"signal")
+    scene.note("first", reader.result())
+    scene.send(client, b"y")
+    scene.note("signal", scene.two.run(asked_late, server))
+    answer.result()
+    scene.note("rest", scene.receive(server, 6))
+
+
+def answer_to(sock: socket.socket, question: bytes, answer: bytes) -> None:
+    assert sock.recv(len(question), socket.MSG_WAITALL) == question
+    sock.sendall(answer)
+
+
+def read_numbers(sock: socket.socket) -> list[int]:
+    """Numbers of eight bytes until the end, one call each."""
+    found = []
+    while word := sock.recv(8):
+        found.append(int.from_bytes(word, "little"))
+    return found
+
+
+def send_numbers(sock: socket.socket, count: int) -> None:
+    """In pieces of random length, now and then with a pause in which readers go to sleep."""
+    chance = random.Random(count)
+    at = 0
+    while at < count:
+        size = min(chance.choice((1, 2, 3, 500)), count - at)
+        sock.sendall(b"".join(number.to_bytes(8, "little") for number in range(at, at + size)))
+        at += size
+        time.sleep(chance.choice((0, 0, 0.001)))
+    sock.shutdown(socket.SHUT_WR)
+
+
+def watch_levels(sock: socket.socket) -> int:
+    """Polls a socket that others read until it ends; how often it was readable."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLRDHUP)
+    seen = 0
+    while True:
+        for _, events in poll.poll(5000) or [(0, select.POLLRDHUP)]:
+            seen += 1
+            if events & select.POLLRDHUP:
+                return seen
+        time.sleep(0.001)
+
+
+def many_readers(scene: Scene) -> None:
+    """Three threads read one socket, a fourth watches it: nothing is lost, all come to an end."""
+    client, server = scene.pair(blocking=True)
+    readers = [scene.two.later(read_numbers, server) for _ in range(3)]
+    watcher = scene.two.later(watch_levels, server)
+    sender = scene.one.later(send_numbers, client, NUMBERS)
+    found = [number for reader in readers for number in reader.result(40)]
+    scene.note("all of them once", sorted(found) == list(range(NUMBERS)))
+    scene.note("watched", watcher.result() > 0)
+    sender.result()
+
+
+TABLE: list[Any] = [
+    edges_beside_a_reader,
+    poll_beside_a_reader,
+    poll_after_a_signal,
+    signal_after_a_receive,
+    many_readers,
+]
+
+
+@pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.__name__)
+def test_scenario(stage: Stage, patience: int, scenario: Scenario) -> None:
+    stage.compare(scenario)
