@@ -96,6 +96,9 @@ lint-bpf: bpf
 		{ echo "an atomic without BPF_FETCH orders nothing on arm64: use add_fenced" >&2; exit 1; }
 lint-files:
 	@$(PY) scripts/lint_files.py
+.PHONY: lint-kmod
+lint-kmod: guest-image  ## checkpatch, sparse and every supported kernel's compiler on the guests' module
+	@$(PY) scripts/lint_kmod.py
 
 JUNIT := build/test/junit
 PYTEST = $(PY) -m pytest --junit-xml=$(JUNIT)/$@.xml

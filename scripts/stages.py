@@ -54,6 +54,7 @@ LANES = (
     ),
     (
         "ring",
+        "lint-kmod",
         "molecule",
         "molecule-vm",
     ),

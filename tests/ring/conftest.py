@@ -12,18 +12,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ringlab import scene
 from ringlab.cable import Cable
-from ringlab.guest import channel
 from ringlab.lab import Lab, memory_folder
 from ringlab.scene import Scene, Stage
 
 LIMIT = 60
+FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +37,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     soak = [item for item in items if item.get_closest_marker("soak")]
     config.hook.pytest_deselected(items=soak)
     items[:] = [item for item in items if item not in soak]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember that a test failed: what it left in the guests is no concern of the next one's."""
+    report = yield
+    if report.failed:
+        item.config.stash[FAILED] = True
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +87,21 @@ def guests() -> Iterator[Lab]:
                 made.stop()
 
 
+def start_anew(guests: Lab) -> None:
+    """Both guests as after the start of the run. Not within the limit of the test that asks."""
+    left = signal.alarm(0)
+    guests.renew()
+    for guest in guests.guests:
+        scene.exclude_ports(guest)
+    signal.alarm(left)
+
+
 @pytest.fixture
-def lab(guests: Lab) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest, guests: Lab) -> Iterator[Lab]:
     """The lab; afterwards the guests' kernels have nothing to complain of."""
+    if request.config.stash.get(FAILED, False):
+        request.config.stash[FAILED] = False
+        start_anew(guests)
     yield guests
     for guest in guests.guests:
         trouble = guest.trouble()
@@ -94,11 +117,9 @@ def plain() -> dict[str, scene.Outcome]:
 @pytest.fixture(scope="session", params=[scene.RING, scene.LEAVE])
 def way(request: pytest.FixtureRequest, guests: Lab) -> Iterator[str]:
     """How the ring is moved and left, see scene.py."""
-    for guest in guests.guests:
-        guest.run(channel.use_programs, request.param == scene.RING)
+    guests.move_by(request.param == scene.RING)
     yield request.param
-    for guest in guests.guests:
-        guest.run(channel.use_programs, True)
+    guests.move_by(True)
 
 
 @pytest.fixture

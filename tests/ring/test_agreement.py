@@ -355,7 +355,8 @@ def test_blocked_while_connecting(played: Scene, cable: Cable, outcome: str, way
         cable.release()
         server = accepted(played, door)
         assert played.receive(server, len(question)) == question
-    assert blocked.done() == ["epoll", "poll", "send"]
+    # The threads note what their calls gave a moment after those returned.
+    wait_for("the calls", lambda: blocked.done() == ["epoll", "poll", "send"])
     played.send(server, answer)
     results = blocked.result()
     events = select.POLLOUT

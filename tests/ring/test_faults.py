@@ -262,6 +262,17 @@ def test_draining_under_load(lab: Lab, played: Scene, which: int) -> None:
 # The device.
 
 
+def removed(guest: Guest, backend: str) -> bool:
+    """Remove a character device; False: it is busy."""
+    try:
+        guest.qmp("chardev-remove", id=backend)
+    except RuntimeError as error:
+        if "busy" not in str(error):
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def unplugged(lab: Lab, guest: Guest) -> Iterator[None]:
     """Without its device; then with another one, which has its own connection to the agent."""
@@ -273,7 +284,8 @@ def unplugged(lab: Lab, guest: Guest) -> Iterator[None]:
     finally:
         address = {"type": "unix", "data": {"path": str(lab.sock)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        guest.qmp("chardev-remove", id="agent")
+        # The guest has let go of the device before QEMU has freed it.
+        wait_for("the device freed", lambda: removed(guest, "agent"), 20)
         guest.qmp("chardev-add", id="agent", backend=backend)
         device = {"driver": "ivshmem-doorbell", "vectors": 1, "chardev": "agent"}
         # Older kernels ask drivers about whatever is plugged in, even with drivers_autoprobe off.

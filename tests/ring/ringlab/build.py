@@ -52,15 +52,31 @@ def sources() -> list[Path]:
 
 SCRIPT = """
 set -e
-mount -o ro,loop "$1" "$2"
-mount -t tmpfs none "$2/tmp"
-mount -t proc none "$2/proc"
-mkdir "$2/tmp/kmod"
-shift 2 && cp "$@" "$ROOT/tmp/kmod/"
-chroot "$ROOT" make -s -C /tmp/kmod "KERNEL=$RELEASE" FAULTS=$FAULTS modules >&2
+mount -o ro,loop "$DISK" "$ROOT"
+mount -t tmpfs none "$ROOT/tmp"
+mount -t proc none "$ROOT/proc"
+mkdir "$ROOT/tmp/kmod"
+cp "$@" "$ROOT/tmp/kmod/"
+chroot "$ROOT" make -s -C /tmp/kmod "KERNEL=$RELEASE" $VARIABLES modules >&2
 chroot "$ROOT" strip -g /tmp/kmod/tcp_sm.ko
 cat "$ROOT/tmp/kmod/tcp_sm.ko"
 """
+
+
+def compile_module(
+    image: Image, *variables: str, tools: tuple[Path, ...] = ()
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `make VARIABLE=... modules` in the image's tree, /tmp/kmod, where the tools lie too.
+
+    Standard output has the module, standard error what make and compiler said.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        command = ["unshare", "-m", "sh", "-c", SCRIPT, "sh", *map(str, (*sources(), *tools))]
+        settings = {
+            "DISK": str(image.disk), "ROOT": root, "RELEASE": image.release,
+            "VARIABLES": " ".join(variables),
+        }  # fmt: skip
+        return subprocess.run(command, env=os.environ | settings, capture_output=True, check=False)
 
 
 def build_module(image: Image, faults: bool = True) -> Path:
@@ -72,15 +88,7 @@ def build_module(image: Image, faults: bool = True) -> Path:
     if made.exists():
         return made
     CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as root:
-        command = ["unshare", "-m", "sh", "-c", SCRIPT, "sh", str(image.disk), root]
-        done = subprocess.run(
-            [*command, *map(str, sources())],
-            env=os.environ
-            | {"ROOT": root, "RELEASE": image.release, "FAULTS": "y" if faults else "n"},
-            capture_output=True,
-            check=False,
-        )
+    done = compile_module(image, f"FAULTS={'y' if faults else 'n'}")
     if done.returncode or not done.stdout.startswith(b"\x7fELF"):
         raise RuntimeError(f"the module does not build:\n{done.stderr.decode()}")
     part = made.with_suffix(".part")

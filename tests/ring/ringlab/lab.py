@@ -289,6 +289,7 @@ class Lab:
         self.guests = (Guest("ring1", 1, folder), Guest("ring2", 2, folder))
         self.agent: subprocess.Popen[bytes] | None = None
         self.agent_pid = 0
+        self.by_programs = True
 
     @property
     def region(self) -> Path:
@@ -338,12 +339,30 @@ class Lab:
         """Everything up, module loaded, programs attached."""
         self.prepare()
         self.start_agent()
+        self._start_guests()
+
+    def _start_guests(self) -> None:
         a, b = self.guests
         a.start(self.image, b, self.sock)
         b.start(self.image, a, self.sock)
         for guest in self.guests:
             guest.connect()
             self.equip(guest)
+
+    def renew(self) -> None:
+        """Agent and guests started anew, on the same region."""
+        self.stop()
+        self.agent_pid = 0
+        self.start_agent()
+        self._start_guests()
+        self.move_by(self.by_programs)
+        self.ready()
+
+    def move_by(self, programs: bool) -> None:
+        """Who moves the bytes of rings: BPF programs, or the module's C."""
+        self.by_programs = programs
+        for guest in self.guests:
+            guest.run(channel.use_programs, programs)
 
     def boot(self, guest: Guest) -> None:
         """Start one guest's QEMU anew, and equip it."""
