@@ -120,6 +120,8 @@ struct tcp_sm_conn {
 	u32 peer_epoch;
 	unsigned long settled;			/* jiffies; client */
 	bool broken;				/* the ring may not be touched any more */
+	int spin_rest;				/* receives that sleep at once, until one spins */
+	int spin_step;				/* how many they were last time */
 	struct tcp_sm_slot *shm;		/* NULL once the slot was left */
 	struct tcp_sm_chunk_header *peer_header;
 	void *stash;				/* what was unread when the slot was left */

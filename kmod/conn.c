@@ -93,6 +93,7 @@ struct tcp_sm_conn *tcp_sm_conn_new(struct tcp_sm_region *region, struct sock *s
 	conn->sk = sk;
 	conn->base = sk->sk_prot;
 	conn->side = side;
+	conn->spin_rest = 1;
 	conn->chunk = chunk->index;
 	conn->slot = slot;
 	conn->nonce = nonce;

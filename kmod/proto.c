@@ -11,6 +11,7 @@
  */
 #include <asm/ioctls.h>
 #include <linux/module.h>
+#include <linux/sched/stat.h>
 #include <linux/sockios.h>
 #include <linux/splice.h>
 #include <net/inet_common.h>
@@ -19,9 +20,12 @@
 
 #include "channel.h"
 
-static unsigned int spin_us;
+static unsigned int spin_us = 200;
 module_param(spin_us, uint, 0644);
 MODULE_PARM_DESC(spin_us, "How long a blocking receive looks at the ring before it sleeps (us)");
+
+/* At least one receive of so many tries, however often that was in vain. */
+#define SPIN_REST_MAX 63
 
 struct ring_proto {
 	struct proto *base;
@@ -317,11 +321,11 @@ static bool rx_alone(struct sock *sk, long timeo)
 
 /*
  * Look at the ring for a moment: an answer may be quicker than going to sleep.
- * Without the lock, which a sender on another CPU may want. Nobody asked for a
- * bell yet, so the answer costs its sender none. Only a hint: what is there is
- * looked at again.
+ * Only on a CPU that has nothing else to do, and without the lock, which a
+ * sender on another one may want. Nobody asked for a bell yet, so the answer
+ * costs its sender none. Only a hint: what is there is looked at again.
  */
-static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
+static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
 	u64 end = ktime_get_ns() + READ_ONCE(spin_us) * NSEC_PER_USEC;
 	bool ready;
@@ -330,9 +334,32 @@ static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 	do {
 		ready = rx_ready(sk, conn, unread);
 		cpu_relax();
-	} while (!ready && ktime_get_ns() < end && !need_resched() && !signal_pending(current));
+	} while (!ready && ktime_get_ns() < end && single_task_running() && !need_resched() &&
+		 !signal_pending(current));
 	lock_sock(sk);
 	return ready;
+}
+
+/*
+ * Spin, if that helped lately: after each attempt in vain twice as many receives
+ * sleep at once, and one success forgets them. The first receive that waits never
+ * spins, so connections of one request cost nothing. Lock held, let go between.
+ */
+static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
+{
+	if (!READ_ONCE(spin_us))
+		return false;
+	if (conn->spin_rest) {
+		conn->spin_rest--;
+		return false;
+	}
+	if (rx_look(sk, conn, unread)) {
+		conn->spin_step = 0;
+		return true;
+	}
+	conn->spin_step = min(2 * conn->spin_step + 1, SPIN_REST_MAX);
+	conn->spin_rest = conn->spin_step;
+	return false;
 }
 
 /*
@@ -350,13 +377,11 @@ static int wait_data(struct sock *sk, struct tcp_sm_conn *conn, int unread, long
 		return -EAGAIN;
 	if (signal_pending(current))
 		return sock_intr_errno(*timeo);
-	if (READ_ONCE(spin_us)) {
-		ready = rx_spin(sk, conn, unread);
-		if (disconnects != sk->sk_disconnects)
-			return -EPIPE;
-		if (ready)
-			return 0;
-	}
+	ready = rx_spin(sk, conn, unread);
+	if (disconnects != sk->sk_disconnects)
+		return -EPIPE;
+	if (ready)
+		return 0;
 	add_wait_queue(sk_sleep(sk), &wait);
 	if (!conn->broken && conn->phase == TCP_SM_RING)
 		tcp_sm_ops_poll(conn, 1);

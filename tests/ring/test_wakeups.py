@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -11,8 +12,9 @@ import random
 import select
 import signal
 import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from ringlab.guest.lib import wait, wait_for
 from ringlab.lab import Guest, Lab
 from ringlab.scene import Scenario, Scene, Stage
 
-SPIN_US = 10_000
+SPIN, LONG = "/sys/module/tcp_sm/parameters/spin_us", 10_000
 ROUNDS = 50
 NUMBERS = 4000
 
@@ -33,17 +35,27 @@ def bells(guest: Guest) -> int:
     return sum(int(word) for line in numbers for word in itertools.takewhile(str.isdigit, line))
 
 
-@pytest.fixture(params=[0, SPIN_US], ids=["sleep", "spin"])
-def patience(request: pytest.FixtureRequest, lab: Lab) -> Iterator[int]:
-    """How long blocking receives look at the ring before they sleep, in both guests (us)."""
-    for guest in lab.guests:
-        guest.run(channel.parameter, "spin_us", str(request.param))
-    yield request.param
-    for guest in lab.guests:
-        guest.run(channel.parameter, "spin_us", "0")
+@pytest.fixture
+def spin(lab: Lab) -> Iterator[Callable[[int], None]]:
+    """Say how long blocking receives look at the ring before they sleep, in both guests (us)."""
+    before = [guest.run(channel.read, SPIN).strip() for guest in lab.guests]
+
+    def set_spin(microseconds: int) -> None:
+        for guest in lab.guests:
+            guest.run(channel.write, SPIN, str(microseconds))
+
+    yield set_spin
+    for guest, value in zip(lab.guests, before, strict=True):
+        guest.run(channel.write, SPIN, value)
 
 
-def test_an_awake_reader_costs_no_bell(played: Scene, patience: int) -> None:
+@pytest.fixture(params=[0, LONG], ids=["sleep", "spin"])
+def patience(request: pytest.FixtureRequest, spin: Callable[[int], None]) -> None:
+    """Both ways of waiting."""
+    spin(request.param)
+
+
+def test_an_awake_reader_costs_no_bell(played: Scene, patience: None) -> None:
     """Only a receive that sleeps asks for one, and each such wish is one bell at most."""
     client, server = played.pair(blocking=True)
     asleep = server.later("recv", 1)
@@ -73,22 +85,43 @@ def ask_all(sock: socket.socket, rounds: int) -> int:
     return right
 
 
-def test_spinning_readers_ring_less(played: Scene, lab: Lab) -> None:
-    """A ping-pong of blocking ends: each sleeping receive costs a bell, few spinning ones do."""
-    seen = {}
-    for spin in (0, SPIN_US):
-        for guest in lab.guests:
-            guest.run(channel.parameter, "spin_us", str(spin))
-        client, server = played.pair(blocking=True)
-        call = played.two.later(answer_all, server, ROUNDS)
-        before = [bells(guest) for guest in lab.guests]
-        assert played.one.run(ask_all, client, ROUNDS) == ROUNDS
-        call.result()
-        seen[spin] = sum(bells(guest) for guest in lab.guests) - sum(before)
-    for guest in lab.guests:
-        guest.run(channel.parameter, "spin_us", "0")
-    assert seen[0] > ROUNDS / 2, "sleeping readers were woken by something else than bells"
-    assert seen[SPIN_US] < seen[0] / 2, seen
+def count_bells(scene: Scene) -> int:
+    """Of a ping-pong between blocking ends."""
+    client, server = scene.pair(blocking=True)
+    call = scene.two.later(answer_all, server, ROUNDS)
+    before = [bells(guest) for guest in scene.lab.guests]
+    assert scene.one.run(ask_all, client, ROUNDS) == ROUNDS
+    call.result()
+    return sum(bells(guest) for guest in scene.lab.guests) - sum(before)
+
+
+def test_spinning_readers_ring_less(played: Scene, spin: Callable[[int], None]) -> None:
+    """Each sleeping receive costs a bell, few spinning ones do."""
+    spin(0)
+    asleep = count_bells(played)
+    spin(LONG)
+    awake = count_bells(played)
+    assert asleep > ROUNDS / 2, "sleeping readers were woken by something else than bells"
+    assert awake < asleep / 2
+
+
+def spent(sock: socket.socket, waits: int) -> float:
+    """CPU seconds of this thread in so many receives for which nothing comes."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 15_000))
+    begin = time.thread_time()
+    for _ in range(waits):
+        with contextlib.suppress(BlockingIOError):
+            sock.recv(1)
+    return time.thread_time() - begin
+
+
+def test_spinning_in_vain_ends(played: Scene, spin: Callable[[int], None]) -> None:
+    """Of 60 waits only a few look at the ring: the 2nd, the 4th, the 8th..."""
+    spin(LONG)
+    client, server = played.pair(blocking=True)
+    assert played.two.run(spent, server, 60) < 60 * LONG / 1e6 / 3
+    played.exchange(client, server)
 
 
 def watch_edges(sock: socket.socket, count: int) -> int:
@@ -235,5 +268,5 @@ TABLE: list[Any] = [
 
 
 @pytest.mark.parametrize("scenario", TABLE, ids=lambda scenario: scenario.__name__)
-def test_scenario(stage: Stage, patience: int, scenario: Scenario) -> None:
+def test_scenario(stage: Stage, patience: None, scenario: Scenario) -> None:
     stage.compare(scenario)
