@@ -155,8 +155,11 @@ test: setup  ## everything
 	@$(PY) scripts/stages.py
 
 .PHONY: soak
-soak: build $(NEXT)  ## the long run; SOAK_SECONDS bounds it (default 600)
-	@TCP_SM_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(PYTEST) --timeout=0 -m soak tests/traffic
+soak: build $(NEXT) guest-image  ## the long run; SOAK_SECONDS bounds the traffic part (default 600)
+	@failed=0; for suite in traffic ring; do \
+		TCP_SM_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(PY) -m pytest --timeout=0 -m soak tests/$$suite \
+			--junit-xml=$(JUNIT)/$@-$$suite.xml || failed=1; \
+	done; exit $$failed
 
 # The lab: this machine as the host, two containers in a network namespace and two virtual
 # machines; VMS=no leaves those out.

@@ -25,19 +25,6 @@ LIMIT = 60
 _SERIAL = itertools.count()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "soak: long, runs only when asked for with -m soak")
-    config.addinivalue_line("markers", "limit(seconds): this test's own time limit")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "soak" in str(config.getoption("markexpr")):
-        return
-    soak = [item for item in items if item.get_closest_marker("soak")]
-    config.hook.pytest_deselected(items=soak)
-    items[:] = [item for item in items if item not in soak]
-
-
 @pytest.fixture(autouse=True)
 def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that hangs, so that its cleanup still runs."""
