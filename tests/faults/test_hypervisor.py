@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import CHUNK_MAGIC
 from installation import Result, ansible, recap, wait
 
 PATIENCE = 30.0
@@ -105,6 +107,14 @@ class Hypervisor:
         """Owner -> the machine that has its chunk."""
         (region,) = self.status()["regions"]
         return {chunk["owner"]: chunk["machine"] for chunk in region["chunks"]}
+
+    def pretend_module(self, owner: str, magic: int) -> None:
+        """Write what a guest's module writes into its chunk when it takes it; 0: when it leaves."""
+        (region,) = self.status()["regions"]
+        (chunk,) = [one for one in region["chunks"] if one["owner"] == owner]
+        with open(region["path"], "r+b") as file:
+            file.seek(chunk["offset"])
+            file.write(struct.pack("<QII", magic, chunk["index"], chunk["epoch"]))
 
     def left(self) -> list[str]:
         """Everything on disk and in memory."""
@@ -204,6 +214,12 @@ def test_are_running_machines_left_alone(
     refused = hypervisor.play("remove")
     assert re.search(rf"Cannot remove region lab: {uses}", refused.stdout), refused.stdout
     assert hypervisor.status()["agent"] == agent
+    # While its guest's module is there, not even its device may be taken out.
+    hypervisor.pretend_module("a", CHUNK_MAGIC)
+    refused = hypervisor.play("remove")
+    assert re.search(r"a: the tcp_sm module of this machine uses shared memory", refused.stdout)
+    assert "Take the devices out" not in refused.stdout
+    hypervisor.pretend_module("a", 0)
 
     # Another version of the agent takes over, with the doorbells.
     with hypervisor.agent.open("ab") as file:

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import pytest
-from ringlab.guest.lib import fill, receive, reset, wait, wait_for
+from ringlab.guest.lib import Edges, fill, receive, reset, wait, wait_for
 from ringlab.scene import Scenario, Scene, Stage
 
 ALL = (
@@ -121,25 +121,10 @@ def wakes_writer(scene: Scene) -> None:
     scene.note("room", call.result())
 
 
-class Edges:
-    """An epoll of edges: what each wait brings."""
-
-    def __init__(self, sock: socket.socket, events: int) -> None:
-        self.sock, self.poll = sock, select.epoll()
-        self.poll.register(sock, events)
-
-    def next(self, seconds: float) -> list[int]:
-        return [events for _, events in self.poll.poll(seconds)]
-
-
-def make_edges(sock: socket.socket, events: int) -> Any:
-    return Edges(sock, events)
-
-
 def edges(scene: Scene) -> None:
     """One edge for what is there, another for what comes, none in between."""
     client, server = scene.pair()
-    epoll = scene.two.run(make_edges, server, EDGE)
+    epoll = scene.two.run(Edges, server, EDGE)
     scene.note("at first", epoll.next(1))
     scene.note("nothing new", epoll.next(0.05))
     scene.send(client, b"first")
@@ -161,7 +146,7 @@ def edges(scene: Scene) -> None:
 def edges_partly_read(scene: Scene) -> None:
     """A reader that leaves bytes unread gets an edge for the next ones."""
     client, server = scene.pair()
-    epoll = scene.two.run(make_edges, server, select.EPOLLIN | select.EPOLLET)
+    epoll = scene.two.run(Edges, server, select.EPOLLIN | select.EPOLLET)
     for turn in range(5):
         scene.send(client, b"12345678")
         scene.note("edge", epoll.next(2))
@@ -175,7 +160,7 @@ def edges_partly_read(scene: Scene) -> None:
 
 def edges_of_end(scene: Scene) -> None:
     client, server = scene.pair()
-    epoll = scene.two.run(make_edges, server, EDGE)
+    epoll = scene.two.run(Edges, server, EDGE)
     epoll.next(1)
     scene.send(client, b"last")
     scene.note("bytes", epoll.next(2))
@@ -191,7 +176,7 @@ def edges_of_end(scene: Scene) -> None:
 def edge_of_room(scene: Scene) -> None:
     """EPOLLOUT by edge after EAGAIN, as soon as there is room again."""
     client, server = scene.pair()
-    epoll = scene.one.run(make_edges, client, select.EPOLLOUT | select.EPOLLET)
+    epoll = scene.one.run(Edges, client, select.EPOLLOUT | select.EPOLLET)
     scene.note("at first", epoll.next(1))
     took = scene.one.run(fill, client)
     epoll.next(0)
@@ -203,7 +188,7 @@ def edge_of_room(scene: Scene) -> None:
 def edge_without_poll(scene: Scene) -> None:
     """Data that comes while nobody waits, right after the read that emptied the socket."""
     client, server = scene.pair()
-    epoll = scene.two.run(make_edges, server, select.EPOLLIN | select.EPOLLET)
+    epoll = scene.two.run(Edges, server, select.EPOLLIN | select.EPOLLET)
     for turn in range(10):
         scene.send(client, b"x" * 100)
         scene.note("edge", epoll.next(2))

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from ringlab.guest import channel
-from ringlab.guest.lib import wait, wait_for
+from ringlab.guest.lib import Edges, wait, wait_for
 from ringlab.lab import Guest, Lab
 from ringlab.scene import Scenario, Scene, Stage
 
@@ -124,27 +124,17 @@ def test_spinning_in_vain_ends(played: Scene, spin: Callable[[int], None]) -> No
     played.exchange(client, server)
 
 
-def watch_edges(sock: socket.socket, count: int) -> int:
-    """Edges seen by epoll until there were `count` or nothing came for long."""
-    poll = select.epoll()
-    poll.register(sock, select.EPOLLIN | select.EPOLLET)
-    seen = 0
-    while seen < count and poll.poll(5):
-        seen += 1
-    return seen
-
-
 def edges_beside_a_reader(scene: Scene) -> None:
-    """Who waits for edges of a socket is told, while another thread reads it blocking."""
+    """Who waits for edges of a socket is told of what a blocking reader beside it leaves."""
     client, server = scene.pair(blocking=True)
-    watcher = scene.two.later(watch_edges, server, 5)
-    watcher.done(0.1)
+    epoll = scene.two.run(Edges, server, select.EPOLLIN | select.EPOLLET)
     for _ in range(5):
         reader = server.later("recv", 4)
         reader.done(0.02)
-        scene.send(client, b"edge")
-        scene.note("read", reader.result())
-    scene.note("edges", watcher.result() > 0)
+        scene.send(client, b"partrest")
+        scene.note("part", reader.result())
+        scene.note("edge", epoll.next(2))
+        scene.note("rest", scene.receive(server, 4))
 
 
 def poll_beside_a_reader(scene: Scene) -> None:

@@ -170,3 +170,23 @@ def test_splice_does_not_see_redirected_bytes(stage: Stage) -> None:
         tcp=[("splice", 10), ("recv", "EAGAIN")],
         ours=[("splice", "EAGAIN"), ("recv", b"redirected")],
     )
+
+
+def small_buffers(scene: Scene) -> None:
+    """Nobody reads, and both ends asked for little memory."""
+    client, server = scene.pair()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    taken, most = 0, 1 << 20
+    try:
+        while taken < most:
+            taken += client.send(b"s" * 65536)
+    except BlockingIOError:
+        pass
+    scene.note("a megabyte is taken", taken >= most)
+
+
+def test_sizes_of_buffers_do_not_bound_redirected_bytes(stage: Stage) -> None:
+    """max_unread_bytes does, see test_pressure.py."""
+    taken = "a megabyte is taken"
+    stage.differs(small_buffers, tcp=[(taken, False)], ours=[(taken, True)])

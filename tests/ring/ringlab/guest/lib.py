@@ -232,6 +232,17 @@ def both_ways(sock: socket.socket, seed: int, total: int, largest: int) -> tuple
     return sent, got[0]
 
 
+class Edges:
+    """An epoll of edges: what each wait brings."""
+
+    def __init__(self, sock: socket.socket, events: int) -> None:
+        self.sock, self.poll = sock, select.epoll()
+        self.poll.register(sock, events)
+
+    def next(self, seconds: float) -> list[int]:
+        return [events for _, events in self.poll.poll(seconds)]
+
+
 class Stream:
     """Sends pieces of random size without end, and receives, until `finish` at either end.
 
