@@ -94,12 +94,12 @@ __u32 BPF_PROG(tcp_sm_poll, struct tcp_sm_conn *conn, __u32 lowat)
 	if (!tx || !rx || !to || !from)
 		return TCP_SM_BROKEN;
 	WRITE_ONCE(from->want_data, 1);
-	used = tx_used(tx, to);
+	used = tx_look(tx, to);
 	if (used >= 0 && tx->size - used < ENOUGH(tx->size))
 		WRITE_ONCE(to->want_space, 1);
 	tcp_sm_barrier();
-	used = tx_used(tx, to);
-	unread = rx_used(rx, from);
+	used = tx_look(tx, to);
+	unread = rx_look(rx, from);
 	if (used < 0 || unread < 0)
 		return TCP_SM_BROKEN;
 	if (lowat > rx->size / 2)

@@ -87,7 +87,8 @@ struct tcp_sm_chunk_header {
 	__u64 magic;
 	__u32 index;
 	__u32 epoch;		/* of the life that wrote this header */
-	__u8 pad[48];
+	__u32 beat;		/* counts on while its module looks after the region */
+	__u8 pad[44];
 	/* Bit i: row i of the inbox has something. Written by peers, own line. */
 	__u64 summary[TCP_SM_CHUNKS_MAX / 64];
 	__u32 attention;	/* 1: an epoch changed, look at the table */

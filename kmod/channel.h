@@ -68,6 +68,10 @@ struct tcp_sm_region {
 	bool closing;			/* no new connections; under slot_lock */
 	bool ready;			/* every peer has seen the epoch of this life */
 	u32 seen[TCP_SM_CHUNKS_MAX];	/* what header->seen says, if nobody scribbles */
+	u32 beat;			/* likewise header->beat */
+	u32 beats[TCP_SM_CHUNKS_MAX];	/* of the peers, when last looked at */
+	unsigned long beaten[TCP_SM_CHUNKS_MAX];	/* jiffies: when that changed */
+	unsigned long watched;		/* jiffies: when this was last done */
 
 	spinlock_t slot_lock;		/* all of the following */
 	unsigned long *slots_used;
@@ -108,7 +112,9 @@ struct tcp_sm_conn {
 	struct rcu_head rcu;
 	struct hlist_node node;
 	struct tcp_sm_region *region;
+	bool holds_region;			/* as long as it has a slot */
 	struct sock *sk;
+	void (*data_ready)(struct sock *sk);	/* what sk_data_ready was */
 	struct proto *base;			/* what sk_prot was */
 	const struct proto_ops *base_ops;	/* what socket->ops was, or NULL */
 	enum tcp_sm_phase phase;
@@ -159,6 +165,7 @@ void tcp_sm_region_put(struct tcp_sm_region *region);
 int tcp_sm_region_chunk(struct tcp_sm_region *region, u32 index, struct tcp_sm_chunk *chunk);
 bool tcp_sm_region_ready(struct tcp_sm_region *region);
 bool tcp_sm_region_alive(struct tcp_sm_region *region, u32 index, u32 epoch);
+bool tcp_sm_region_silent(struct tcp_sm_region *region, u32 index);
 void tcp_sm_region_event(struct tcp_sm_region *region);
 void tcp_sm_region_busy(struct tcp_sm_region *region);
 int tcp_sm_region_drain(struct tcp_sm_region *region, unsigned int timeout_ms);
@@ -189,6 +196,7 @@ void tcp_sm_conn_put(struct tcp_sm_conn *conn);
 void tcp_sm_conn_install(struct tcp_sm_conn *conn);
 void tcp_sm_conn_restore(struct tcp_sm_conn *conn);
 void tcp_sm_conn_break(struct tcp_sm_conn *conn);
+void tcp_sm_conn_break_soon(struct tcp_sm_conn *conn, struct sock *sk);
 void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk);
 void tcp_sm_conn_leave_tx(struct tcp_sm_conn *conn);
 void tcp_sm_conn_leave(struct tcp_sm_conn *conn);
@@ -199,6 +207,7 @@ void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn);
 void tcp_sm_conns_withdraw(struct tcp_sm_region *region);
 void tcp_sm_conns_confirm(struct tcp_sm_region *region);
 void tcp_sm_conns_arm(struct tcp_sm_region *region);
+void tcp_sm_conns_mistrust(struct tcp_sm_region *region);
 void tcp_sm_conns_leave(struct tcp_sm_region *region);
 void tcp_sm_conns_abort(struct tcp_sm_region *region);
 extern const struct tcp_ulp_ops tcp_sm_ulp;

@@ -90,7 +90,9 @@ struct tcp_sm_conn *tcp_sm_conn_new(struct tcp_sm_region *region, struct sock *s
 	refcount_inc(&region->refs);
 	__module_get(THIS_MODULE);
 	conn->region = region;
+	conn->holds_region = true;
 	conn->sk = sk;
+	conn->data_ready = sk->sk_data_ready;
 	conn->base = sk->sk_prot;
 	conn->side = side;
 	conn->spin_rest = 1;
@@ -114,12 +116,21 @@ void tcp_sm_conn_hold(struct tcp_sm_conn *conn)
 	refcount_inc(&conn->refs);
 }
 
+/* Called once with the socket's lock or as the last. The region may be closed from here on. */
+static void conn_put_region(struct tcp_sm_conn *conn)
+{
+	if (!conn->holds_region)
+		return;
+	conn->holds_region = false;
+	tcp_sm_region_put(conn->region);
+}
+
 static void conn_free(struct rcu_head *rcu)
 {
 	struct tcp_sm_conn *conn = container_of(rcu, struct tcp_sm_conn, rcu);
 
 	kvfree(conn->stash);
-	tcp_sm_region_put(conn->region);
+	conn_put_region(conn);
 	kfree(conn);
 	module_put(THIS_MODULE);
 }
@@ -149,7 +160,11 @@ void tcp_sm_conn_install(struct tcp_sm_conn *conn)
 	tcp_sm_region_busy(region);
 }
 
-/* Nobody finds the conn by its slot any more, and the slot is left. */
+/*
+ * Nobody finds the conn by its slot any more, and the slot is left. Whoever looks
+ * at the slot or the region without the socket's lock does so in RCU, for which a
+ * region that closes waits.
+ */
 static void conn_unhash(struct tcp_sm_conn *conn)
 {
 	struct tcp_sm_region *region = conn->region;
@@ -162,6 +177,7 @@ static void conn_unhash(struct tcp_sm_conn *conn)
 	spin_unlock_bh(&region->conn_lock);
 	tcp_sm_slot_leave(conn);
 	atomic_dec(&region->nconns);
+	conn_put_region(conn);
 }
 
 /* TCP destroys the socket. May run in softirq. */
@@ -236,8 +252,15 @@ void tcp_sm_conn_break(struct tcp_sm_conn *conn)
 	if (conn->broken)
 		return;
 	WRITE_ONCE(conn->broken, true);
-	conn->region->aborted++;
+	if (conn->shm)
+		conn->region->aborted++;
 	conn_queue(conn, conn->sk, &conn->abort);
+}
+
+/* A poll found the ring broken. In RCU, without the lock. */
+void tcp_sm_conn_break_soon(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	conn_queue(conn, sk, &conn->abort);
 }
 
 /*
@@ -259,7 +282,8 @@ void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk)
 	ours = tcp_sm_conn_of(sk) == conn;
 	if (ours && !conn->broken) {
 		WRITE_ONCE(conn->broken, true);
-		conn->region->aborted++;
+		if (conn->shm)
+			conn->region->aborted++;
 	}
 	release_sock(sk);
 	if (!ours)
@@ -327,26 +351,20 @@ static bool peer_ended(const struct sock *sk)
 	return (1 << sk->sk_state) & (TCPF_CLOSE | TCPF_CLOSE_WAIT | TCPF_LAST_ACK | TCPF_CLOSING);
 }
 
-/*
- * Both directions left or are about to: leave ours, and when the peer's is
- * left or over, let go of the slot. An offer without an answer is withdrawn: the
- * server that accepts it finds no client in the ring. The caller holds the
- * socket's lock.
- */
-void tcp_sm_conn_leave(struct tcp_sm_conn *conn)
+/* Both directions of a connection in the ring, as far as the peer lets them. */
+static void leave_ring(struct tcp_sm_conn *conn)
 {
 	struct tcp_sm_half *rx = &conn->half[TCP_SM_RX];
 	int unread;
 
-	if (conn->phase == TCP_SM_PENDING)
-		tcp_sm_conn_restore(conn);
-	if (conn->phase != TCP_SM_RING || conn->broken)
-		return;
 	tcp_sm_conn_leave_tx(conn);
 	if (!rx->left && !peer_ended(conn->sk)) {
 		/* `left` before head, as its writer has it. */
-		if (!smp_load_acquire(&conn->lane[TCP_SM_RX]->left))
+		if (!smp_load_acquire(&conn->lane[TCP_SM_RX]->left)) {
+			/* A bell that came before it joined told it nothing. */
+			tcp_sm_conn_notify(conn);
 			return;
+		}
 		rx->left = 1;
 	}
 	unread = tcp_sm_ring_used(conn, TCP_SM_RX);
@@ -360,6 +378,27 @@ void tcp_sm_conn_leave(struct tcp_sm_conn *conn)
 		conn_unhash(conn);
 }
 
+/*
+ * Both directions left or are about to: leave ours, and when the peer's is
+ * left or over, let go of the slot. An offer without an answer is withdrawn: the
+ * server that accepts it finds no client in the ring. Whoever waits for the ring
+ * waits for TCP now, so is woken: no bell of the peer's does that any more. The
+ * caller holds the socket's lock, and a reference to conn if it uses it afterwards.
+ */
+void tcp_sm_conn_leave(struct tcp_sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
+
+	if (conn->phase == TCP_SM_PENDING)
+		tcp_sm_conn_restore(conn);
+	else if (conn->phase == TCP_SM_RING && !conn->broken)
+		leave_ring(conn);
+	else
+		return;
+	sk->sk_data_ready(sk);
+	sk->sk_write_space(sk);
+}
+
 static void leave_work(struct work_struct *work)
 {
 	struct tcp_sm_conn *conn = container_of(work, struct tcp_sm_conn, leave);
@@ -369,11 +408,6 @@ static void leave_work(struct work_struct *work)
 	if (tcp_sm_conn_of(sk) == conn)
 		tcp_sm_conn_leave(conn);
 	release_sock(sk);
-	/* A reader or a sender that waits for the ring waits for TCP now. */
-	rcu_read_lock();	/* for the struct socket, which close() takes away */
-	sk->sk_data_ready(sk);
-	sk->sk_write_space(sk);
-	rcu_read_unlock();
 	sock_put(sk);
 	tcp_sm_conn_put(conn);
 }
@@ -405,7 +439,9 @@ void tcp_sm_conns_wake(struct tcp_sm_region *region, u32 chunk, u32 slot)
 		/* The slab is type-safe by RCU: at worst another socket is woken. */
 		if (!refcount_inc_not_zero(&sk->sk_refcnt))
 			continue;
-		if (READ_ONCE(conn->lane[TCP_SM_RX]->left))
+		/* Or another part of the kernel took the socket, and reads TCP's queue alone. */
+		if (READ_ONCE(conn->lane[TCP_SM_RX]->left) ||
+		    READ_ONCE(sk->sk_data_ready) != conn->data_ready)
 			conn_queue(conn, sk, &conn->leave);
 		sk->sk_data_ready(sk);
 		wake_writer(sk);
@@ -458,6 +494,28 @@ static int conns_each(struct tcp_sm_region *region, bool (*pick)(struct tcp_sm_c
 	return met;
 }
 
+/*
+ * The socket's lock, in BH, if no process has it. One that keeps it, say because
+ * the memory it receives into is slow to come, must not stop those who look after
+ * all connections; they come again.
+ */
+static bool try_lock(struct sock *sk)
+{
+	local_bh_disable();
+	bh_lock_sock(sk);
+	if (!sock_owned_by_user(sk))
+		return true;
+	bh_unlock_sock(sk);
+	local_bh_enable();
+	return false;
+}
+
+static void unlock(struct sock *sk)
+{
+	bh_unlock_sock(sk);
+	local_bh_enable();
+}
+
 static bool pick_all(struct tcp_sm_conn *conn)
 {
 	return true;
@@ -467,6 +525,11 @@ static bool pick_orphaned(struct tcp_sm_conn *conn)
 {
 	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
 	       !tcp_sm_region_alive(conn->region, conn->peer, conn->peer_epoch);
+}
+
+static void act_abort(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	conn_queue(conn, sk, &conn->abort);
 }
 
 static void act_leave(struct tcp_sm_conn *conn, struct sock *sk)
@@ -489,6 +552,8 @@ void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn)
 void tcp_sm_conns_check(struct tcp_sm_region *region)
 {
 	synchronize_rcu();
+	/* All at once first: one whose lock is held must not keep the others waiting. */
+	conns_each(region, pick_orphaned, act_abort);
 	while (conns_each(region, pick_orphaned, tcp_sm_conn_reset))
 		;
 	synchronize_rcu();
@@ -502,10 +567,11 @@ static bool pick_failed(struct tcp_sm_conn *conn)
 
 static void act_withdraw(struct tcp_sm_conn *conn, struct sock *sk)
 {
-	lock_sock(sk);
+	if (!try_lock(sk))
+		return;
 	if (tcp_sm_conn_of(sk) == conn && pick_failed(conn))
 		tcp_sm_conn_restore(conn);
-	release_sock(sk);
+	unlock(sk);
 }
 
 /* Offers that nobody will answer any more hold no slot. */
@@ -543,7 +609,8 @@ static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
 {
 	u64 word;
 
-	lock_sock(sk);
+	if (!try_lock(sk))
+		return;
 	if (tcp_sm_conn_of(sk) == conn && pick_doubtful(conn)) {
 		word = READ_ONCE(conn->shm->word);
 		if (!tcp_sm_slot_intact(conn, word) ||
@@ -552,7 +619,7 @@ static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
 		else
 			__tcp_send_ack(sk, tcp_sk(sk)->rcv_nxt, 0);
 	}
-	release_sock(sk);
+	unlock(sk);
 }
 
 /*
@@ -584,17 +651,35 @@ static bool pick_unarmed(struct tcp_sm_conn *conn)
 
 static void act_arm(struct tcp_sm_conn *conn, struct sock *sk)
 {
-	lock_sock(sk);
+	if (!try_lock(sk))
+		return;
 	if (tcp_sm_conn_of(sk) == conn && pick_unarmed(conn) &&
 	    (tcp_sm_ops_poll(conn, 1) & TCP_SM_READABLE))
 		sk->sk_data_ready(sk);
-	release_sock(sk);
+	unlock(sk);
 }
 
 /* Programs that wait for a signal ask nobody for it, so the module looks for them. */
 void tcp_sm_conns_arm(struct tcp_sm_region *region)
 {
 	conns_each(region, pick_unarmed, act_arm);
+}
+
+static bool pick_silent(struct tcp_sm_conn *conn)
+{
+	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
+	       !READ_ONCE(conn->half[TCP_SM_TX].left) &&
+	       tcp_sm_region_silent(conn->region, conn->peer);
+}
+
+/*
+ * Connections to a machine that has hung go back to TCP, which knows what to do
+ * when nobody answers: a sender would wait for room in the ring for ever. If the
+ * machine comes back, so does the peer's end.
+ */
+void tcp_sm_conns_mistrust(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_silent, act_leave);
 }
 
 void tcp_sm_conns_leave(struct tcp_sm_region *region)

@@ -279,8 +279,13 @@ static int join(struct tcp_sm_region *region, struct sock *sk, const struct tcp_
 	}
 	conn->phase = TCP_SM_RING;
 	tcp_sm_conn_install(conn);
-	smp_mb();	/* the count of connections before `closing`; a drain has it reversed */
-	if (READ_ONCE(region->closing))
+	/*
+	 * The count of connections before `closing`, which a drain here has
+	 * reversed, and the place in the inbox before the client's `left`: its bell
+	 * may have come too early.
+	 */
+	smp_mb();
+	if (READ_ONCE(region->closing) || READ_ONCE(conn->lane[TCP_SM_RX]->left))
 		tcp_sm_conn_leave_soon(conn);
 	return 0;
 }

@@ -122,8 +122,12 @@ static int wait_settled(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
 			err = sock_intr_errno(timeo);
 		if (err)
 			break;
-		sk_wait_event(sk, &timeo, conn->phase != TCP_SM_PENDING || !connecting(sk) ||
-			      sk->sk_err, &wait);
+		/* Somebody disconnected it, and may have connected it anew. */
+		if (sk_wait_event(sk, &timeo, conn->phase != TCP_SM_PENDING || !connecting(sk) ||
+				  sk->sk_err, &wait) < 0) {
+			err = -EPIPE;
+			break;
+		}
 	}
 	remove_wait_queue(sk_sleep(sk), &wait);
 	/* Refused, or established while no program watched: TCP it is. */
@@ -138,15 +142,29 @@ static bool tx_closed(struct tcp_sm_conn *conn)
 	return READ_ONCE(READ_ONCE(conn->lane[TCP_SM_TX])->closed);
 }
 
+/*
+ * What the programs' poll finds, without the lock, in RCU. A ring that is broken
+ * is reported whatever was asked, and reset: a reader that never writes would
+ * otherwise poll a bad tail for ever.
+ */
+static u32 poll_ring(struct sock *sk, struct tcp_sm_conn *conn, u32 lowat)
+{
+	u32 mask = READ_ONCE(conn->broken) ? TCP_SM_BROKEN : tcp_sm_ops_poll(conn, lowat);
+
+	if ((mask & TCP_SM_BROKEN) && !READ_ONCE(conn->broken))
+		tcp_sm_conn_break_soon(conn, sk);
+	return mask & TCP_SM_BROKEN ? ~0U : mask;
+}
+
 /* Without the lock too, so in RCU: whoever breaks the connection waits for polls. */
 static bool tx_ready(struct sock *sk, struct tcp_sm_conn *conn)
 {
 	bool ready;
 
 	rcu_read_lock();
-	ready = sk->sk_err || (sk->sk_shutdown & SEND_SHUTDOWN) || READ_ONCE(conn->broken) ||
-		conn->phase != TCP_SM_RING || conn->half[TCP_SM_TX].left || tx_closed(conn) ||
-		(tcp_sm_ops_poll(conn, 1) & (TCP_SM_WRITABLE | TCP_SM_BROKEN));
+	ready = sk->sk_err || (sk->sk_shutdown & SEND_SHUTDOWN) || conn->phase != TCP_SM_RING ||
+		conn->half[TCP_SM_TX].left || tx_closed(conn) ||
+		(poll_ring(sk, conn, 1) & TCP_SM_WRITABLE);
 	rcu_read_unlock();
 	return ready;
 }
@@ -295,10 +313,16 @@ static bool rx_ended(const struct sock *sk)
 	return sk->sk_err || sk->sk_state == TCP_CLOSE || (sk->sk_shutdown & RCV_SHUTDOWN);
 }
 
+/* Without the lock too, so in RCU, as tx_ready(). */
 static bool rx_ready(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
-	return rx_ended(sk) || conn->phase != TCP_SM_RING || rx_unread(conn) > unread ||
-	       READ_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->left);
+	bool ready;
+
+	rcu_read_lock();
+	ready = rx_ended(sk) || conn->phase != TCP_SM_RING || rx_unread(conn) > unread ||
+		READ_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->left);
+	rcu_read_unlock();
+	return ready;
 }
 
 /*
@@ -308,12 +332,12 @@ static bool rx_ready(struct sock *sk, struct tcp_sm_conn *conn, int unread)
  * polls, which asks for a bell that no receive takes back. A signal (O_ASYNC)
  * that is wanted later is asked for by nobody; tcp_sm_conns_arm() finds it.
  */
-static bool rx_alone(struct sock *sk, long timeo)
+static bool rx_alone(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
 {
 	bool alone;
 
 	rcu_read_lock();
-	alone = timeo && !sock_flag(sk, SOCK_FASYNC) &&
+	alone = timeo && !sock_flag(sk, SOCK_FASYNC) && sk->sk_data_ready == conn->data_ready &&
 		!skwq_has_sleeper(rcu_dereference(sk->sk_wq));
 	rcu_read_unlock();
 	return alone;
@@ -443,7 +467,7 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 		}
 		if (flags & MSG_TRUNC)
 			io.flags |= TCP_SM_IO_DISCARD;
-		if (rx_alone(sk, timeo))
+		if (rx_alone(sk, conn, timeo))
 			io.flags |= TCP_SM_IO_ALONE;
 		n = conn->broken ? -EPROTO : tcp_sm_ops_recvmsg(conn, &io);
 		if (!n && !left && rx_stray(sk, conn))
@@ -502,8 +526,8 @@ static void put_inq(struct sock *sk, struct msghdr *msg, int inq)
 
 static int recvmsg(TCP_SM_RECVMSG_ARGS)
 {
+	int ret = 0, inq = 0, hidden = 0, more;
 	struct tcp_sm_conn *conn;
-	int ret = 0, inq = 0, more;
 	struct proto *base;
 	bool rest;
 
@@ -526,8 +550,11 @@ static int recvmsg(TCP_SM_RECVMSG_ARGS)
 		ret = ring_recv(sk, conn, msg, len, flags, &rest);
 		inq = total_inq(sk);
 		/* Nothing of the ring is left to read: the socket is TCP's. */
-		if (rest && tcp_sm_conn_of(sk) == conn)
+		if ((rest || (conn->stash && !rx_unread(conn))) && tcp_sm_conn_of(sk) == conn)
 			tcp_sm_conn_leave(conn);
+		/* A peek that went past the ring. */
+		if (rest && (flags & MSG_PEEK) && rx_in_ring(conn))
+			hidden = rx_unread(conn);
 		rest = rest && (!ret || (ret > 0 && (flags & MSG_WAITALL) && !(flags & MSG_PEEK)));
 	} else if (ret) {
 		rest = false;
@@ -539,7 +566,12 @@ static int recvmsg(TCP_SM_RECVMSG_ARGS)
 		tcp_sm_conn_reset(conn, sk);
 		ret = sock_error(sk);
 	} else if (rest) {
+		/* An offset for peeks (SO_PEEK_OFF) counts the ring's bytes, TCP only its own. */
+		if (hidden)
+			sk_peek_offset_bwd(sk, hidden);
 		more = base->recvmsg(TCP_SM_RECVMSG_PASS(sk, msg, len - ret, flags));
+		if (hidden)
+			sk_peek_offset_fwd(sk, hidden);
 		/* After a short read the error is the next call's. */
 		if (ret && more < 0 && sk->sk_state == TCP_CLOSE && more != -ENOTCONN &&
 		    more != -EFAULT)
@@ -554,12 +586,13 @@ static int recvmsg(TCP_SM_RECVMSG_ARGS)
 
 static int ring_recvmsg(TCP_SM_RECVMSG_ARGS)
 {
-	int call, ret;
+	int call = srcu_read_lock(&calls);
+	int ret;
 
 	if (unlikely(flags & MSG_ERRQUEUE))
-		return tcp_sm_inet_recv_error(sk, msg, len);
-	call = srcu_read_lock(&calls);
-	ret = recvmsg(TCP_SM_RECVMSG_PASS(sk, msg, len, flags));
+		ret = tcp_sm_inet_recv_error(sk, msg, len);
+	else
+		ret = recvmsg(TCP_SM_RECVMSG_PASS(sk, msg, len, flags));
 	srcu_read_unlock(&calls, call);
 	return ret;
 }
@@ -567,16 +600,18 @@ static int ring_recvmsg(TCP_SM_RECVMSG_ARGS)
 /* Does epoll or poll find bytes? Without the lock. */
 static bool ring_is_readable(struct sock *sk)
 {
+	int lowat = max(READ_ONCE(sk->sk_rcvlowat), 1);
+	const struct tcp_sock *tp = tcp_sk(sk);
 	struct tcp_sm_conn *conn;
 	bool readable = false;
-	u32 mask;
 
 	rcu_read_lock();
 	conn = tcp_sm_conn_of(sk);
 	if (conn && READ_ONCE(conn->phase) == TCP_SM_RING) {
-		mask = READ_ONCE(conn->broken) ? TCP_SM_BROKEN :
-		       tcp_sm_ops_poll(conn, max(READ_ONCE(sk->sk_rcvlowat), 1));
-		readable = mask & (TCP_SM_READABLE | TCP_SM_BROKEN);
+		/* Of a peer that left, TCP has bytes too: both together are enough. */
+		if (READ_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->left))
+			lowat -= READ_ONCE(tp->rcv_nxt) - READ_ONCE(tp->copied_seq);
+		readable = poll_ring(sk, conn, max(lowat, 1)) & TCP_SM_READABLE;
 	}
 	rcu_read_unlock();
 	return readable;
@@ -591,8 +626,8 @@ static bool ring_memory_free(const struct sock *sk, int wake)
 	conn = tcp_sm_conn_of(sk);
 	if (conn && READ_ONCE(conn->phase) == TCP_SM_RING &&
 	    !READ_ONCE(conn->half[TCP_SM_TX].left)) {
-		free = READ_ONCE(conn->broken) || tx_closed(conn) ||
-		       (tcp_sm_ops_poll(conn, 1) & (TCP_SM_WRITABLE | TCP_SM_BROKEN));
+		free = tx_closed(conn) ||
+		       (poll_ring((struct sock *)sk, conn, 1) & TCP_SM_WRITABLE);
 		rcu_read_unlock();
 		return free;
 	}
@@ -602,22 +637,20 @@ static bool ring_memory_free(const struct sock *sk, int wake)
 
 static int ring_ioctl(struct sock *sk, int cmd, int *karg)
 {
-	struct tcp_sm_conn *conn;
+	int call = srcu_read_lock(&calls);
 	int err = base_of(sk)->ioctl(sk, cmd, karg);
-	int used = 0;
-	int call;
+	struct tcp_sm_conn *conn;
 
-	if (err || (cmd != SIOCINQ && cmd != SIOCOUTQ))
-		return err;
-	call = srcu_read_lock(&calls);
-	lock_sock(sk);
-	conn = tcp_sm_conn_of(sk);
-	if (rx_in_ring(conn) && !conn->broken)
-		used = tcp_sm_ring_used(conn, cmd == SIOCINQ ? TCP_SM_RX : TCP_SM_TX);
-	release_sock(sk);
+	if (!err && (cmd == SIOCINQ || cmd == SIOCOUTQ)) {
+		lock_sock(sk);
+		conn = tcp_sm_conn_of(sk);
+		if (rx_in_ring(conn) && !conn->broken)
+			*karg += max(tcp_sm_ring_used(conn, cmd == SIOCINQ ? TCP_SM_RX :
+								      TCP_SM_TX), 0);
+		release_sock(sk);
+	}
 	srcu_read_unlock(&calls, call);
-	*karg += max(used, 0);
-	return 0;
+	return err;
 }
 
 /*
@@ -725,12 +758,16 @@ static void ring_close(struct sock *sk, long timeout)
 /* Called with the lock held; sk_prot is TCP's when it returns. */
 static int ring_disconnect(struct sock *sk, int flags)
 {
+	int call = srcu_read_lock(&calls);
 	struct proto *base = base_of(sk);
 	struct tcp_sm_conn *conn = tcp_sm_conn_of(sk);
+	int err;
 
 	if (conn)
 		tcp_sm_conn_restore(conn);
-	return base->disconnect(sk, flags);
+	err = base->disconnect(sk, flags);
+	srcu_read_unlock(&calls, call);
+	return err;
 }
 
 /* An accepted socket gets its struct socket late: here is the first chance to see it. */

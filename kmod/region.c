@@ -22,6 +22,10 @@ static unsigned int poll_us = 50;
 module_param(poll_us, uint, 0644);
 MODULE_PARM_DESC(poll_us, "How often a region without interrupts is looked at (us)");
 
+static unsigned int silence_s = 15;
+module_param(silence_s, uint, 0644);
+MODULE_PARM_DESC(silence_s, "After how long connections to a machine that hangs go on by TCP (s)");
+
 static DEFINE_SPINLOCK(current_lock);
 static struct tcp_sm_region *current_region;
 
@@ -227,6 +231,32 @@ static void look_at_table(struct tcp_sm_region *region)
 	}
 }
 
+/* Has machine `index` hung, or been suspended, for long? It may come back. */
+bool tcp_sm_region_silent(struct tcp_sm_region *region, u32 index)
+{
+	return time_after(jiffies, READ_ONCE(region->beaten[index]) + READ_ONCE(silence_s) * HZ);
+}
+
+/* Show the peers that this machine runs, and note which of them do. */
+static void beat(struct tcp_sm_region *region)
+{
+	/* A machine that did not run itself knows nothing of the others yet. */
+	bool slept = time_after(jiffies, region->watched + 4 * WATCH_INTERVAL);
+	struct tcp_sm_chunk chunk;
+	u32 i, seen;
+
+	WRITE_ONCE(region->header->beat, ++region->beat);
+	for (i = 0; i < TCP_SM_CHUNKS_MAX; i++) {
+		seen = region->beats[i];
+		if (!tcp_sm_region_chunk(region, i, &chunk))
+			seen = READ_ONCE(header_of(&chunk)->beat);
+		if (slept || seen != region->beats[i])
+			WRITE_ONCE(region->beaten[i], jiffies);
+		region->beats[i] = seen;
+	}
+	region->watched = jiffies;
+}
+
 /* What tells peers that this life goes on, if somebody wrote over it. */
 static void repair_header(struct tcp_sm_region *region)
 {
@@ -254,11 +284,13 @@ static void watch_work(struct work_struct *work)
 
 	look_at_table(region);
 	repair_header(region);
+	beat(region);
 	tcp_sm_region_event(region);	/* whatever bell was lost */
 	inbox_all(region);
 	tcp_sm_conns_withdraw(region);
 	tcp_sm_conns_confirm(region);
 	tcp_sm_conns_arm(region);
+	tcp_sm_conns_mistrust(region);
 	tcp_sm_slot_sweep(region);
 	schedule_delayed_work(&region->watch, WATCH_INTERVAL);
 }
@@ -417,6 +449,7 @@ struct tcp_sm_region *tcp_sm_region_open(const struct tcp_sm_provider *provider,
 	region->dev = dev;
 	region->base = base;
 	region->size = size;
+	region->watched = jiffies - 5 * WATCH_INTERVAL;	/* nobody is silent yet */
 	refcount_set(&region->refs, 1);
 	init_completion(&region->unused);
 	INIT_WORK(&region->event, event_work);
@@ -432,7 +465,7 @@ struct tcp_sm_region *tcp_sm_region_open(const struct tcp_sm_provider *provider,
 		goto free_region;
 	err = tcp_sm_slots_init(region);
 	if (err)
-		goto free_region;
+		goto clear_header;
 	err = start_poller(region);
 	if (err)
 		goto free_slots;
@@ -450,6 +483,7 @@ stop_poller:
 		kthread_stop(region->poller);
 free_slots:
 	tcp_sm_slots_free(region);
+clear_header:
 	WRITE_ONCE(region->header->magic, 0);	/* or peers wait for what we have seen */
 free_region:
 	tcp_sm_conns_free(region);

@@ -20,21 +20,27 @@
  */
 #include "channel.h"
 
-/* Bytes in the ring of direction `dir`, or -EPROTO. May run without the lock. */
+/*
+ * Bytes in the ring of direction `dir`, or -EPROTO. May run without the lock:
+ * then the own index may move between the loads, and the peer's beyond it, which
+ * is not the peer's fault.
+ */
 int tcp_sm_ring_used(struct tcp_sm_conn *conn, u32 dir)
 {
 	struct tcp_sm_lane *lane = READ_ONCE(conn->lane[dir]);
 	struct tcp_sm_half *half = &conn->half[dir];
-	u32 own = READ_ONCE(half->index);
-	u32 used;
+	u32 own, used;
 
-	if (dir == TCP_SM_TX) {
-		/* The reader copied before it freed the room. */
-		used = own - smp_load_acquire(&lane->tail);
-	} else {
-		/* The writer's bytes come before its index. */
-		used = smp_load_acquire(&lane->head) - own;
-	}
+	do {
+		own = READ_ONCE(half->index);
+		if (dir == TCP_SM_TX) {
+			/* The reader copied before it freed the room. */
+			used = own - smp_load_acquire(&lane->tail);
+		} else {
+			/* The writer's bytes come before its index. */
+			used = smp_load_acquire(&lane->head) - own;
+		}
+	} while (used > half->size && own != READ_ONCE(half->index));
 	return used <= half->size ? used : -EPROTO;
 }
 

@@ -13,17 +13,11 @@ import resource
 import signal
 import sys
 
-from ._io.region import Making, create_region, make_identity
+from ._io.region import Making, create_region
+from ._io.region_state import fresh_region
 from ._model.errors import InputError, TcpSmError
-from ._model.region import (
-    RING_DEFAULT,
-    equal_share,
-    new_region,
-    parse_size,
-    put_automatic,
-    put_chunk,
-    size_text,
-)
+from ._model.region import RING_DEFAULT, size_text
+from ._model.region_spec import RegionSpec, parse_mode, parse_vectors
 from .config import CONFIG, CONTROL, RUN_FOLDER, Access, Config, Serving, read_config
 from .daemon import daemonize, notify, remove_pidfile, running, send, write_pidfile
 from .service import Service
@@ -39,30 +33,24 @@ def create(options: argparse.Namespace) -> int:
     """Make a region with chunks, without Ansible."""
     if os.path.lexists(options.path):
         raise InputError(f"Cannot create region {options.path}: something is there already.")
-    ring_size = parse_size(options.ring_size, "ring-size")
-    size = parse_size(options.size)
-    region = new_region(
-        options.name or os.path.basename(options.path), size, make_identity(), os.uname().nodename
+    geometry = {"size": options.chunk_size, "ring_size": options.ring_size}
+    spec = RegionSpec.parse(
+        {
+            "name": options.name or os.path.basename(options.path),
+            "path": os.path.abspath(options.path),
+            "size": options.size,
+            "chunks": [{"owner": owner, **geometry} for owner in options.owner],
+            "automatic": {"count": options.automatic, **geometry},
+        }
     )
-    share = equal_share(size, max(1, len(options.owner) + options.automatic))
-    chunk_size = parse_size(options.chunk_size, "chunk-size") if options.chunk_size else share
-    for owner in options.owner:
-        region = put_chunk(region, owner, chunk_size, ring_size)
-    region = put_automatic(region, options.automatic, chunk_size, ring_size)
-    create_region(options.path, region, Making(_mode(options.mode)))
+    region = fresh_region(spec)
+    create_region(spec.path, region, Making(parse_mode(options.mode)))
     for chunk in region.used:
         sys.stdout.write(
             f"chunk {chunk.index}: {chunk.owner or 'automatic'}, {size_text(chunk.size)} at "
             f"{size_text(chunk.offset)}, {chunk.slots} slots of 2 x {size_text(chunk.ring_size)}\n"
         )
     return EXIT_OK
-
-
-def _mode(text: str) -> int:
-    try:
-        return int(text, 8) & 0o777
-    except ValueError:
-        raise InputError(f"mode: {text!r} must be octal, such as 0660") from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -100,8 +88,9 @@ def _config(options: argparse.Namespace) -> Config:
     if not options.socket:
         raise InputError("--region needs --socket")
     name = os.path.basename(options.region)
-    access = Access(_mode(options.mode))
-    serving = Serving(name, options.region, options.socket, options.vectors, access)
+    access = Access(parse_mode(options.mode))
+    vectors = parse_vectors(options.vectors)
+    serving = Serving(name, options.region, options.socket, vectors, access)
     return Config((serving,), options.control, options.metrics)
 
 
@@ -128,7 +117,8 @@ def status(options: argparse.Namespace) -> int:
     try:
         answer, code = ask(options.control), EXIT_OK
     except (OSError, ValueError):
-        answer, code = read_files(options.region or _configured(options.config)), EXIT_NOT_RUNNING
+        named = dict.fromkeys(options.region or (), -1)
+        answer, code = read_files(named or _configured(options.config)), EXIT_NOT_RUNNING
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     else:
@@ -136,12 +126,12 @@ def status(options: argparse.Namespace) -> int:
     return code
 
 
-def _configured(path: str) -> list[str]:
-    """Paths of the regions in the configuration, none where it cannot be read."""
+def _configured(path: str) -> dict[str, int]:
+    """Paths of the regions in the configuration with their owners, none where it cannot be read."""
     try:
-        return [serving.path for serving in read_config(path).regions]
+        return {serving.path: serving.access.uid for serving in read_config(path).regions}
     except TcpSmError:
-        return []
+        return {}
 
 
 def stop(options: argparse.Namespace) -> int:

@@ -4,27 +4,25 @@
 
 from __future__ import annotations
 
-import grp
 import json
-import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ._io.region import group_id, user_id
 from ._model.errors import InputError
-from ._model.region_spec import ChunkSpec, RegionSpec
+from ._model.region_spec import RegionSpec, check_socket, parse_mode, parse_vectors
 
 RUN_FOLDER = "/run/tcp_sm"
 CONFIG = "/etc/tcp_sm/agent.json"
 CONTROL = f"{RUN_FOLDER}/agent.sock"
-VECTORS_MAX = 8
 # The agent must not wait for long; it tries again.
 LOCK_SECONDS = 1
 
 _TOP = {"regions", "control", "metrics"}
 _REGION = {
     *("name", "path", "size", "host", "owner", "group", "mode", "allocate", "automatic"),
-    *("chunks", "socket", "socket_owner", "socket_group", "socket_mode", "vectors"),
+    *("chunks", "parts", "socket", "socket_owner", "socket_group", "socket_mode", "vectors"),
 }
 
 
@@ -41,8 +39,8 @@ class Access:
 class Serving:
     """One region and the socket that it is served on.
 
-    `spec` and `chunks` say how to make it where it is missing, as after a reboot of the host;
-    without `spec` it has to be there. `vectors`: eventfds of each machine.
+    `spec` says how to make it where it is missing, as after a reboot of the host; without one it
+    has to be there. `vectors`: eventfds of each machine.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Serving:
     vectors: int = 1
     socket_access: Access = Access()
     spec: RegionSpec | None = None
-    chunks: tuple[ChunkSpec, ...] = ()
     access: Access = Access()
 
     @property
@@ -102,46 +99,26 @@ def parse_config(raw: Any) -> Config:
 def _parse_serving(raw: Any) -> Serving:
     _check_keys(raw, _REGION, "regions")
     spec = RegionSpec.parse({**raw, "lock_timeout": LOCK_SECONDS})
-    at = f"region {spec.name}"
-    where = {"region": spec.name, "path": spec.path, "lock_timeout": LOCK_SECONDS}
-    chunks = []
-    for chunk in _items(raw, "chunks"):
-        _check_keys(chunk, {"owner", "size", "ring_size"}, f"{at}: chunks")
-        chunks.append(ChunkSpec.parse({**chunk, **where}))
-    vectors = raw.get("vectors", 1)
-    if not isinstance(vectors, int) or not 1 <= vectors <= VECTORS_MAX:
-        raise InputError(f"{at}: vectors {vectors!r} must be from 1 to {VECTORS_MAX}")
-    socket = str(raw.get("socket") or f"{RUN_FOLDER}/{spec.name}.sock")
-    if not socket.startswith("/") or len(socket.encode()) > 107:
-        raise InputError(f"{at}: socket {socket!r} must be absolute and have at most 107 bytes")
-    return Serving(
-        spec.name,
-        spec.path,
-        socket,
-        vectors,
-        _access(raw, "socket_", at),
-        spec,
-        tuple(chunks),
-        _access(raw, "", at),
-    )
+    try:
+        return Serving(
+            spec.name,
+            spec.path,
+            check_socket(str(raw.get("socket") or f"{RUN_FOLDER}/{spec.name}.sock")),
+            parse_vectors(raw.get("vectors", 1)),
+            _access(raw, "socket_"),
+            spec,
+            _access(raw, ""),
+        )
+    except InputError as error:
+        raise InputError(f"region {spec.name}: {error}") from None
 
 
-def _access(raw: Mapping[str, Any], prefix: str, at: str) -> Access:
+def _access(raw: Mapping[str, Any], prefix: str) -> Access:
     """Permissions from `mode`, `owner` and `group`, each with the prefix."""
-    mode = str(raw.get(f"{prefix}mode") or "0600")
-    try:
-        bits = int(mode, 8)
-    except ValueError:
-        bits = -1
-    if not 0 <= bits <= 0o777:
-        raise InputError(f"{at}: {prefix}mode {mode!r} must be octal, such as 0660")
-    owner, group = raw.get(f"{prefix}owner"), raw.get(f"{prefix}group")
-    try:
-        uid = pwd.getpwnam(str(owner)).pw_uid if owner else -1
-        gid = grp.getgrnam(str(group)).gr_gid if group else -1
-    except KeyError as error:
-        raise InputError(f"{at}: {error.args[0]}; create it first, or name another") from None
-    return Access(bits, uid, gid)
+    mode = raw.get(f"{prefix}mode")
+    bits = Access.mode if mode is None else parse_mode(mode, f"{prefix}mode")
+    owner, group = (str(raw.get(f"{prefix}{kind}") or "") for kind in ("owner", "group"))
+    return Access(bits, user_id(owner), group_id(group))
 
 
 def _check_keys(raw: Any, known: set[str], what: str) -> None:

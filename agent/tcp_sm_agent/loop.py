@@ -74,6 +74,8 @@ def _call(call: Callable[[], None]) -> None:
         call()
     except (TcpSmError, OSError) as error:
         log.error("%s", error)
+    except Exception:
+        log.exception("a defect of the agent, which goes on; please report it")
 
 
 class Listener:

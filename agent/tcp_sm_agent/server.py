@@ -17,7 +17,7 @@ from ._io.process import Process, maps_file, processes, read_process
 from ._io.region import RegionFile
 from ._model.errors import TcpSmError
 from ._model.ivshmem import REFUSED, View, encode
-from ._model.region import Chunk, ChunkState, Refusal, Region, choose_chunk
+from ._model.region import Chunk, ChunkState, Refusal, Region, check_owner, choose_chunk
 from .client import Caller, Machine, identify, is_dead, open_pidfd
 from .doorbells import Doorbells
 
@@ -119,7 +119,7 @@ class RegionServer:
             if isinstance(index, Refusal):
                 raise TcpSmError(index.reason)
             chunk = region.chunks[index]
-            owner = chunk.owner if chunk.owner in names else names[0]
+            owner = check_owner(chunk.owner if chunk.owner in names else names[0])
             sock.setblocking(False)
             self.doorbells.provide(one.index for one in region.used)
             self.doorbells.hush(index)
@@ -202,11 +202,12 @@ class RegionServer:
         if self.machines.get(machine.index) is not machine:
             return
         del self.machines[machine.index]
-        self._end_in_table(machine)
-        self._ring_all()
+        # First, for what fails below must not be called for ever.
         self.watcher.forget(machine.pidfd)
         if machine.sock is not None:
             self.watcher.forget(machine.sock.fileno())
+        self._end_in_table(machine)
+        self._ring_all()
         # A process that ends closes its sockets a moment before it is gone.
         if is_dead(machine.pidfd, EXIT_MILLISECONDS):
             self.counters.died += 1

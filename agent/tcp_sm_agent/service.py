@@ -126,10 +126,12 @@ class Service:
             self._open_server(one)
             if one.listener is None or not one.listener.is_current():
                 self._open_listener(one)
-        except (TcpSmError, OSError) as error:
-            if str(error) != one.error:
-                log.error("region %s: %s", one.serving.name, error)
-            one.error = str(error)
+        except Exception as error:  # one region's trouble is not the end of the others'
+            reason = str(error) or repr(error)
+            if reason != one.error:
+                trace = not isinstance(error, (TcpSmError, OSError))
+                log.error("region %s: %s", one.serving.name, reason, exc_info=trace)
+            one.error = reason
             if one.listener is None:
                 one.close()
         else:
@@ -140,7 +142,7 @@ class Service:
             self._region_replaced(one)
         if one.server is None:
             _make(one.serving)
-            file = RegionFile(one.serving.path)
+            file = RegionFile(one.serving.path, owners=[one.serving.access.uid])
             try:
                 one.server = RegionServer(file, one.serving.vectors, self.loop, one.serving.note)
             except BaseException:
@@ -280,5 +282,5 @@ def _make(serving: Serving) -> None:
         return
     access = serving.access
     making = Making(access.mode, access.uid, access.gid, serving.spec.allocate)
-    make_region(serving.spec, serving.chunks, making)
+    make_region(serving.spec, making)
     log.info("made region %s at %s", serving.name, serving.path)

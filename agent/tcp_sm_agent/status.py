@@ -91,12 +91,12 @@ def ask(control: str) -> dict[str, Any]:
     return answer
 
 
-def read_files(paths: list[str]) -> dict[str, Any]:
-    """The same without an agent, from the regions' files."""
+def read_files(paths: dict[str, int]) -> dict[str, Any]:
+    """The same without an agent, from the regions' files; with the user whose they may be."""
     regions = []
-    for path in paths:
+    for path, owner in paths.items():
         try:
-            with RegionFile(path, read_only=True) as file:
+            with RegionFile(path, read_only=True, owners=[owner]) as file:
                 regions.append({**describe_region(file, file.read()), "error": None})
         except TcpSmError as error:
             regions.append({"name": os.path.basename(path), "path": path, "error": str(error)})

@@ -59,6 +59,41 @@ static __always_inline int rx_used(const struct tcp_sm_half *rx, const struct tc
 }
 
 /*
+ * The same for a poll, which holds no lock: the own index may move between the
+ * loads, and the peer's beyond it, which is not the peer's fault. Who moves it so
+ * often that no look is steady has just moved bytes.
+ */
+#define STEADY_LOOKS 4
+
+static __always_inline int tx_look(const struct tcp_sm_half *tx, const struct tcp_sm_lane *lane)
+{
+	int used, i;
+	__u32 own;
+
+	for (i = 0; i < STEADY_LOOKS; i++) {
+		own = READ_ONCE(tx->index);
+		used = tx_used(tx, lane);
+		if (used >= 0 || READ_ONCE(tx->index) == own)
+			return used;
+	}
+	return 0;
+}
+
+static __always_inline int rx_look(const struct tcp_sm_half *rx, const struct tcp_sm_lane *lane)
+{
+	int used, i;
+	__u32 own;
+
+	for (i = 0; i < STEADY_LOOKS; i++) {
+		own = READ_ONCE(rx->index);
+		used = rx_used(rx, lane);
+		if (used >= 0 || READ_ONCE(rx->index) == own)
+			return used;
+	}
+	return rx->size;
+}
+
+/*
  * Ask for a bell on the next byte, after every receive: an edge-triggered
  * reader sleeps without telling us. Bytes that came before the wish rang none.
  * A reader that is alone needs no bell while it is awake, and polls before it

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ivshmem_chunk
 short_description: The part of a region that one virtual machine owns
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - the colocated.tcp_sm authors (@colocated)
 description:
@@ -50,6 +50,12 @@ options:
       - Larger rings carry streams faster. Smaller ones leave room for more connections.
     type: str
     default: 128K
+  file_owner:
+    description:
+      - User that the region's file may belong to, besides root and the user that the module runs
+        as. A file of anybody else is refused. As the option owner of
+        M(colocated.tcp_sm.ivshmem_region).
+    type: str
   state:
     description:
       - With V(present), the machine has a chunk of this geometry.
@@ -138,6 +144,7 @@ def main() -> None:
             "owner": {"type": "str", "required": True},
             "size": {"type": "str"},
             "ring_size": {"type": "str", "default": "128K"},
+            "file_owner": {"type": "str"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "lock_timeout": {"type": "int", "default": 30},
         },

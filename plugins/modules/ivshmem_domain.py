@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ivshmem_domain
 short_description: The IVSHMEM device of a region in a libvirt domain
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - the colocated.tcp_sm authors (@colocated)
 description:

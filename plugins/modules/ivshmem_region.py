@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ivshmem_region
 short_description: A region of memory that virtual machines of one hypervisor share
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - the colocated.tcp_sm authors (@colocated)
 description:
@@ -39,17 +39,48 @@ options:
       - Size in bytes, or with a unit such as V(256M). A power of two.
       - Required with O(state=present).
       - A region can grow or shrink only while no machine has it, and never below a chunk's end.
+        Chunks without a size of their own get another one then.
     type: str
   host:
     description:
       - The hypervisor's name or address, for people who look at the region from inside a machine.
       - By default, a new region gets the host's node name, and an existing one keeps what it has.
     type: str
+  chunks:
+    description:
+      - The chunks of machines. Chunks that were declared for others are removed.
+      - By default, those that there are stay. M(colocated.tcp_sm.ivshmem_chunk) manages a single
+        one.
+      - In check mode, a machine that still uses a chunk to be removed is a warning, for an earlier
+        task may take the device out of it.
+    type: list
+    elements: dict
+    suboptions:
+      owner:
+        description:
+          - The machine, by the name or the UUID (in lower case) that QEMU was started with.
+        type: str
+        required: true
+      size:
+        description:
+          - Size in bytes, or with a unit such as V(64M). A multiple of 4096 bytes.
+          - By default, a chunk that is there keeps its size, whoever comes or goes. A new one gets
+            one of O(parts) equal parts of the region. Where that does not fit, all new ones get
+            equal parts of what is free.
+        type: str
+      ring_size:
+        description: Bytes of each direction of a connection, a power of two from V(4K) to V(4M).
+        type: str
+        default: 128K
+  parts:
+    description:
+      - Into how many equal parts the region is divided for chunks without a size.
+      - By default, into as many as there are in O(chunks) and O(automatic).
+    type: int
   automatic:
     description:
-      - Chunks that the agent gives to machines for which none is declared
-        (M(colocated.tcp_sm.ivshmem_chunk)). When such a machine is gone, and no other is left
-        without a chunk, its chunk goes to the next.
+      - Chunks that the agent gives to machines for which none is declared. When such a machine is
+        gone, and no other is left without a chunk, its chunk goes to the next.
       - By default, those that there are stay.
     type: dict
     suboptions:
@@ -60,7 +91,7 @@ options:
       size:
         description:
           - Size of each, a multiple of 4096 bytes.
-          - By default, equal parts of the region.
+          - By default, as in O(chunks).
         type: str
       ring_size:
         description: Bytes of each direction of a connection, a power of two from V(4K) to V(4M).
@@ -88,6 +119,11 @@ options:
         one ends.
     type: bool
     default: false
+  owner:
+    description:
+      - The file's owner, by default whoever makes it.
+      - A file that is there is refused if it belongs neither to root, nor to the user that the
+        module runs as, nor to this one. Anybody may have put it there.
   mode:
     description:
       - The file's permissions. A new region has V('0600'), an existing one keeps what it has.
@@ -102,6 +138,16 @@ EXAMPLES = r"""
   colocated.tcp_sm.ivshmem_region:
     name: tenant1
     size: 256M
+
+- name: A region with the chunks of two machines, and room for six more
+  colocated.tcp_sm.ivshmem_region:
+    name: tenant1
+    size: 256M
+    parts: 8
+    chunks:
+      - owner: web1
+      - owner: db1
+        ring_size: 16K
 
 - name: A region of huge pages with eight chunks for whoever comes
   colocated.tcp_sm.ivshmem_region:
@@ -194,6 +240,15 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors imp
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region_spec import RegionSpec
 
 
+def try_access(module: AnsibleModule, path: str) -> None:
+    """Have Ansible refuse permissions and accounts that cannot be, before anything is made."""
+    where = path if os.path.exists(path) else os.path.dirname(path)
+    check, module.check_mode = module.check_mode, True
+    attributes = module.load_file_common_arguments(module.params, where)
+    module.set_fs_attributes_if_different(attributes, False)
+    module.check_mode = check
+
+
 def main() -> None:
     """Entry point."""
     module = AnsibleModule(
@@ -202,6 +257,16 @@ def main() -> None:
             "path": {"type": "path"},
             "size": {"type": "str"},
             "host": {"type": "str"},
+            "chunks": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "owner": {"type": "str", "required": True},
+                    "size": {"type": "str"},
+                    "ring_size": {"type": "str", "default": "128K"},
+                },
+            },
+            "parts": {"type": "int"},
             "automatic": {
                 "type": "dict",
                 "options": {
@@ -221,9 +286,13 @@ def main() -> None:
     )
     try:
         spec = RegionSpec.parse(module.params)
+        if spec.state == "present":
+            try_access(module, spec.path)
         result = apply_region(spec, module.check_mode)
     except TcpSmError as error:
         module.fail_json(msg=str(error))
+    for warning in result.warnings:
+        module.warn(warning)
     diff = {"before": dict(result.before), "after": dict(result.after)}
     changed = result.changed
     if spec.state == "present" and os.path.exists(spec.path):

@@ -241,6 +241,26 @@ def test_are_running_machines_left_alone(
     assert hypervisor.left() == []
 
 
+def test_do_machines_that_come_or_go_leave_the_others_as_they_are(hypervisor: Hypervisor) -> None:
+    def places() -> dict[str, tuple[int, int]]:
+        (region,) = hypervisor.status()["regions"]
+        return {chunk["owner"]: (chunk["offset"], chunk["size"]) for chunk in region["chunks"]}
+
+    seen: dict[str, tuple[int, int]] = {}
+    for machines in ("abc", "ab", "abde"):
+        region = hypervisor.region(*machines)
+        del region["parts"]  # so that another number of machines means other shares
+        wanted = {"hypervisor_regions": [region]}
+        assert hypervisor.changes("site", "--check", **wanted) > 0
+        assert hypervisor.changes("site", **wanted) > 0
+        assert hypervisor.changes("site", **wanted) == 0
+        assert sorted(places()) == list(machines)
+        assert {name: places()[name] for name in seen if name in machines} == {
+            name: place for name, place in seen.items() if name in machines
+        }
+        seen = places()
+
+
 def test_does_an_agent_that_is_killed_come_back_with_the_next_run(
     hypervisor: Hypervisor, start: Callable[[str], subprocess.Popen[bytes]]
 ) -> None:
@@ -291,6 +311,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown group": (
         {"hypervisor_regions": [{"name": "x", "size": "16M", "socket_group": "no such"}]},
         r"region x: socket_group names 'no such'; create it first",
+    ),
+    "unquoted mode": (
+        {"hypervisor_regions": [{"name": "x", "size": "16M", "socket_mode": 0o660}]},
+        r"socket_mode.*quote",
     ),
     "relative folder": ({"hypervisor_run_dir": "run"}, r"hypervisor_run_dir \(run\).*absolute"),
     "odd name": ({"hypervisor_name": "a/b"}, r"hypervisor_name \(a/b\) takes letters"),

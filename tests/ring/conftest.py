@@ -23,18 +23,30 @@ from ringlab.lab import Lab, memory_folder
 from ringlab.scene import Scene, Stage
 
 LIMIT = 60
-FAILED = pytest.StashKey[bool]()
+FAILED, LAB = pytest.StashKey[bool](), pytest.StashKey[Lab]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember that a test failed: what it left in the guests is no concern of the next one's."""
+    """Remember that a test failed."""
     report = yield
     if report.failed:
         item.config.stash[FAILED] = True
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Guests as after the start of the run, before any fixture: what a test that failed left in
+    them is no concern of the next one's."""
+    stash = item.config.stash
+    if stash.get(FAILED, False) and LAB in stash:
+        stash[FAILED] = False
+        stash[LAB].renew()
+        for guest in stash[LAB].guests:
+            scene.exclude_ports(guest)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +66,7 @@ def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def guests() -> Iterator[Lab]:
+def guests(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The lab, started once."""
     keep = os.environ.get("TCP_SM_RING_KEEP")
     version = os.environ.get("TCP_SM_RING_KERNEL", "6.12")
@@ -68,27 +80,16 @@ def guests() -> Iterator[Lab]:
                 made.start()
             for guest in made.guests:
                 scene.exclude_ports(guest)
+            request.config.stash[LAB] = made
             yield made
         finally:
             if not keep:
                 made.stop()
 
 
-def start_anew(guests: Lab) -> None:
-    """Both guests as after the start of the run. Not within the limit of the test that asks."""
-    left = signal.alarm(0)
-    guests.renew()
-    for guest in guests.guests:
-        scene.exclude_ports(guest)
-    signal.alarm(left)
-
-
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, guests: Lab) -> Iterator[Lab]:
+def lab(guests: Lab) -> Iterator[Lab]:
     """The lab; afterwards the guests' kernels have nothing to complain of."""
-    if request.config.stash.get(FAILED, False):
-        request.config.stash[FAILED] = False
-        start_anew(guests)
     yield guests
     for guest in guests.guests:
         trouble = guest.trouble()

@@ -656,6 +656,23 @@ def test_client_drains_in_between(played: Scene, cable: Cable) -> None:
         played.here.run(channel.drain, False)
 
 
+def test_client_drains_before_the_server_joins(played: Scene, cable: Cable) -> None:
+    """The bell of its leaving comes before anybody hears it, and nobody reads or writes then."""
+    data = os.urandom(SIZE)
+    door, _client = held_ack(played, cable, data)
+    drain = played.one.later(channel.drain, True)
+    wait_for("the drain", lambda: played.here.run(channel.status)["closing"])
+    assert not drain.done(0.2)
+    try:
+        cable.clear()
+        cable.release()
+        server = accepted(played, door)
+        drain.result(4)
+        assert played.receive(server, SIZE) == data
+    finally:
+        played.here.run(channel.drain, False)
+
+
 def test_listener_closes_in_between(played: Scene, cable: Cable) -> None:
     door, client = held_ack(played, cable, b"never arrives")
     door.close()

@@ -69,6 +69,23 @@ def peek_offset(scene: Scene) -> None:
     scene.attempt("beyond", server.recv, 2, socket.MSG_PEEK)
 
 
+def peek_offset_beyond(scene: Scene) -> None:
+    """Everything of the ring was peeked at before more came by TCP."""
+    client, server = scene.pair()
+    server.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+    scene.send(client, b"abcde")
+    scene.arrived(server, 5)
+    scene.attempt("all", server.recv, 9, socket.MSG_PEEK)
+    scene.middle()
+    scene.attempt("nothing more", server.recv, 9, socket.MSG_PEEK)
+    scene.send(client, b"fghij")
+    scene.arrived(server, 10)
+    scene.attempt("what came", server.recv, 3, socket.MSG_PEEK)
+    scene.attempt("offset", server.getsockopt, socket.SOL_SOCKET, SO_PEEK_OFF)
+    scene.attempt("the rest", server.recv, 9, socket.MSG_PEEK)
+    scene.note("read", scene.receive(server, 10))
+
+
 def peek_waitall(scene: Scene) -> None:
     """A blocking MSG_PEEK|MSG_WAITALL waits for all, and takes nothing."""
     client, server = scene.pair(blocking=True)
@@ -376,6 +393,19 @@ def rcvlowat(scene: Scene) -> None:
     scene.note("EOF counts", scene.wait(server, select.POLLIN | select.POLLRDHUP))
 
 
+def rcvlowat_of_both(scene: Scene) -> None:
+    """What is left of the ring and what came by TCP are enough together."""
+    client, server = scene.pair()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 10)
+    scene.send(client, b"12345")
+    scene.arrived(server, 5)
+    scene.middle()
+    scene.note("too few", scene.wait(server, select.POLLIN, 0.1))
+    scene.send(client, b"67890")
+    scene.note("enough", scene.wait(server, select.POLLIN))
+    scene.note("all", scene.receive(server, 10))
+
+
 def epoll_wait(sock: socket.socket, seconds: float) -> list[int]:
     with select.epoll() as poller:
         poller.register(sock, select.EPOLLIN)
@@ -618,6 +648,7 @@ def shared_by_writers(scene: Scene) -> None:
 TABLE: list[Any] = [
     peek,
     peek_offset,
+    peek_offset_beyond,
     peek_waitall,
     waitall,
     waitall_blocking,
@@ -636,6 +667,7 @@ TABLE: list[Any] = [
     tcp_inq,
     zerocopy,
     rcvlowat,
+    rcvlowat_of_both,
     rcvlowat_lowered,
     rcvlowat_blocking,
     socket_timeouts,

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -259,7 +263,81 @@ def test_draining_under_load(lab: Lab, played: Scene, which: int) -> None:
         load.check()
 
 
+def eager(sock: socket.socket) -> bytes:
+    """Receives without sleeping until something comes."""
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return sock.recv(100, socket.MSG_DONTWAIT)
+
+
+def test_draining_beside_an_eager_reader(lab: Lab, played: Scene) -> None:
+    """The reader may see first that the peer left; a writer that waits beside it goes on."""
+    data = os.urandom(300_000)
+    for _ in range(10):
+        client, server = played.pair(blocking=True)
+        writer, reader = client.later("sendall", data), played.one.later(eager, client)
+        played.arrived(server, 10_000)
+        played.there.run(channel.drain, True)
+        try:
+            assert played.receive(server, len(data)) == data
+            writer.result(5)
+            played.send(server, b"end")
+            assert reader.result(5) == b"end"
+        finally:
+            played.there.run(channel.drain, False)
+
+
+# Machines that hang.
+
+
+@contextmanager
+def hung(guest: Guest) -> Iterator[None]:
+    """Its processors stand still."""
+    os.kill(guest.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(guest.pid, signal.SIGCONT)
+
+
+def test_a_machine_that_hangs(lab: Lab, played: Scene) -> None:
+    """Who waits for room in its ring goes on by TCP, which has its own patience."""
+    silence = "/sys/module/tcp_sm/parameters/silence_s"
+    client, server = played.pair()
+    played.here.run(channel.write, silence, "2")
+    try:
+        with hung(played.there):
+            took = played.one.run(fill, client)
+            assert played.wait(client, select.POLLOUT, 10) & select.POLLOUT
+            assert client.send(b"by TCP") == 6
+    finally:
+        played.here.run(channel.write, silence, "15")
+    assert played.receive(server, took + 6, 20)[took:] == b"by TCP"
+    played.exchange(client, server)
+    assert where(played) == LEFT
+    both_offer(played)
+
+
 # The device.
+
+
+def test_unbinding_with_unread_bytes(lab: Lab, played: Scene) -> None:
+    """What nobody has read yet outlives the device, and keeps nobody waiting."""
+    client, server = played.pair()
+    played.send(client, b"unread" * 100)
+    played.arrived(server, 600)
+    guest = played.there
+    address = guest.run(channel.bound)[0]
+    guest.run(channel.drain, True)
+    guest.run(channel.unbind, address)
+    try:
+        assert played.receive(server, 600) == b"unread" * 100
+        played.exchange(client, server)
+        assert where(played) == LEFT
+    finally:
+        guest.run(channel.bind, address)
+        lab.ready()
+    both_offer(played)
 
 
 def removed(guest: Guest, backend: str) -> bool:

@@ -133,9 +133,11 @@ class Run:
     def _wanted_scopes(self) -> tuple[bool, bool]:
         """Whether to look at the running domain, and at its persistent definition."""
         scope = self.spec.scope
-        if scope == "live" and not self.running:
+        # Where there is no such definition, there is nothing to take the device out of.
+        needed = self.spec.state == "present"
+        if needed and scope == "live" and not self.running:
             raise DomainError(f"{self.what}: it does not run. Start it, or use scope=persistent.")
-        if scope == "persistent" and not self.lasting:
+        if needed and scope == "persistent" and not self.lasting:
             raise DomainError(
                 f"{self.what}: it is transient, so it has no definition that outlives it. Define "
                 "it, or use scope=live."

@@ -24,12 +24,12 @@ def locked(timeout: float, path: str = LOCK_PATH) -> Iterator[None]:
     because a waiter takes a lock for good only if the path still names the file that it locked.
     """
     deadline = time.monotonic() + timeout
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     while (fd := _try_lock(path)) is None:
         if time.monotonic() >= deadline:
             raise TcpSmError(
                 f"Another run holds {path} ({_holder(path)}), also after {timeout:g} seconds. "
-                "Nothing was changed. Wait until it ends, or raise lock_timeout."
+                "Nothing was changed. Wait until it ends, or raise lock_timeout (of module "
+                "ivshmem_guest, timeout)."
             )
         time.sleep(POLL_SECONDS)
     try:
@@ -43,8 +43,15 @@ def locked(timeout: float, path: str = LOCK_PATH) -> Iterator[None]:
 
 
 def _try_lock(path: str) -> int | None:
-    """A locked descriptor of the file at `path`, or None."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """A locked descriptor of the file at `path`, or None. Raises TcpSmError."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise TcpSmError(
+            f"Cannot open the lock {path}: {error.strerror}. Nothing was changed. Run as root; if "
+            "it fails there too, somebody else put the file there, so delete it."
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(fd), os.stat(path)):

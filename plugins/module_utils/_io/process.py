@@ -59,8 +59,9 @@ def processes() -> Iterator[Process]:
 
 def maps_file(pid: int, device: int, inode: int) -> bool:
     """Has the process this file mapped? False also where it may not be asked."""
-    wanted = (f"{os.major(device):02x}:{os.minor(device):02x}", str(inode))
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8") as file:
+    wanted = (b"%02x:%02x" % (os.major(device), os.minor(device)), b"%d" % inode)
+    # As bytes: paths of other people's files need not be text.
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
         for line in file:
             # address permissions offset device inode path
             fields = line.split(None, 5)

@@ -7,19 +7,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import grp
 import mmap
 import os
+import pwd
 import secrets
 import stat
 import struct
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from .._model.errors import ForeignError, MissingError, TcpSmError
+from .._model.errors import ForeignError, InputError, MissingError, TcpSmError
 from .._model.region import (
     HEAD_SIZE,
     HEADER_SIZE,
@@ -41,6 +43,7 @@ from .._model.region import (
 )
 
 LOCK_POLL = 0.02
+ID_MAX = (1 << 32) - 1  # what Linux takes for no user or group
 _STATE = member_offset("tcp_sm_chunk_entry", "state")
 _EPOCH = member_offset("tcp_sm_chunk_entry", "epoch")
 _ATTENTION = member_offset("tcp_sm_chunk_header", "attention")
@@ -49,6 +52,29 @@ _ATTENTION = member_offset("tcp_sm_chunk_header", "attention")
 def make_identity() -> bytes:
     """A region's identity, which nobody can guess."""
     return secrets.token_bytes(16)
+
+
+def user_id(name: str) -> int:
+    """The number of a user; -1 for no name. Raises InputError."""
+    return _account_id("user", name, lambda: pwd.getpwnam(name).pw_uid)
+
+
+def group_id(name: str) -> int:
+    """The number of a group; -1 for no name. Raises InputError."""
+    return _account_id("group", name, lambda: grp.getgrnam(name).gr_gid)
+
+
+def _account_id(kind: str, name: str, find: Callable[[], int]) -> int:
+    if not name:
+        return -1
+    if name.isdecimal() and int(name) < ID_MAX:
+        return int(name)
+    try:
+        return find()
+    except KeyError:
+        raise InputError(
+            f"There is no {kind} {name!r}. Create it first, or name another. Nothing was changed."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -127,15 +153,22 @@ class RegionFile:
     the table: the agent and the modules; machines do not know of it.
     """
 
-    def __init__(self, path: str, read_only: bool = False) -> None:
-        """Raises MissingError, ForeignError or RegionError."""
+    def __init__(
+        self, path: str, read_only: bool = False, owners: Collection[int] | None = ()
+    ) -> None:
+        """`owners`: users whose file is trusted, besides root and ourselves; None: anybody's.
+
+        Raises MissingError, ForeignError or RegionError.
+        """
         if sys.byteorder != "little":
             raise RegionError(f"Cannot open region {path}: regions need a little-endian machine.")
         self.path = path
         self._prot = mmap.PROT_READ | (0 if read_only else mmap.PROT_WRITE)
-        self.fd = _open(path, os.O_RDONLY if read_only else os.O_RDWR)
+        self.fd = open_plain(path, os.O_RDONLY if read_only else os.O_RDWR)
         self._fence = threading.Lock()
         try:
+            if owners is not None:
+                self._refuse_others(owners)
             self._map()
         except BaseException:
             os.close(self.fd)
@@ -156,6 +189,17 @@ class RegionFile:
         """Unmap and close."""
         self._unmap()
         os.close(self.fd)
+
+    def _refuse_others(self, owners: Collection[int]) -> None:
+        """Anybody may put a file into /dev/shm, and whoever did can read what goes through it."""
+        user = os.fstat(self.fd).st_uid
+        if user not in {0, os.geteuid(), *owners}:
+            raise ForeignError(
+                f"Cannot use region {self.path}: the file belongs to user {user}, and neither to "
+                "root nor to the owner that is declared for it. Find out who made it; then delete "
+                "it (module ivshmem_region, state absent), or give it to root (chown), or declare "
+                "its owner."
+            )
 
     def _map(self) -> None:
         self.mapped = os.fstat(self.fd).st_size
@@ -269,7 +313,7 @@ class RegionFile:
         self._map()
 
     def _write_chunk(self, before: Chunk, after: Chunk) -> None:
-        if after.size and (before.offset, before.size) != (after.offset, after.size):
+        if after.size and before.memory != after.memory:
             self._bytes[after.offset : after.offset + SLOTS_OFFSET] = bytes(SLOTS_OFFSET)
         offset = entry_offset(after.index)
         # Nobody may follow an entry that is half written.
@@ -327,7 +371,8 @@ class RegionFile:
                 self._store(other.offset + _ATTENTION, 1)
 
 
-def _open(path: str, flags: int) -> int:
+def open_plain(path: str, flags: int) -> int:
+    """Open a plain file, without waiting. Raises MissingError or ForeignError."""
     try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -336,8 +381,10 @@ def _open(path: str, flags: int) -> int:
             "ivshmem_region), or correct the path."
         ) from None
     except OSError as error:
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise ForeignError(
-            f"Cannot open region {path}: {error.strerror}. Run as root, and name a plain file."
+            f"Cannot open region {path}: {reason}. Nothing was changed. Run as root, and name a "
+            "plain file."
         ) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

@@ -7,8 +7,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._model.errors import MissingError, TcpSmError
@@ -19,8 +19,8 @@ from .._model.region import (
     ChunkState,
     Region,
     RegionError,
+    keep_owners,
     new_region,
-    put_automatic,
     put_chunk,
     remove_chunk,
     resize,
@@ -28,7 +28,7 @@ from .._model.region import (
 from .._model.region_spec import ChunkSpec, RegionSpec
 from .lock import locked
 from .process import Process, users_of
-from .region import Making, RegionFile, create_region, make_identity
+from .region import Making, RegionFile, create_region, make_identity, open_plain, user_id
 
 # Apart from the lock of BPF objects, which is held while these are loaded.
 LOCK_PATH = "/run/lock/colocated.tcp_sm-regions.lock"
@@ -75,39 +75,40 @@ def apply_region(spec: RegionSpec, check: bool = False, lock_path: str = LOCK_PA
     with locked(spec.lock_timeout, lock_path):
         if spec.state == "absent":
             return _remove(spec, check)
+        owner = user_id(spec.owner)
         if not os.path.lexists(spec.path):
             return _create(spec, check)
-        with RegionFile(spec.path, read_only=check) as file:
-            return _change(file, spec, check, lambda: _plan(spec, file))
+        with RegionFile(spec.path, check, [owner]) as file:
+            result = _change(file, spec, check, lambda: _plan(spec, file, check))
+            if check:
+                result.warnings = [
+                    f"Check mode takes for granted that an earlier task takes the device out of "
+                    f"{process}, whose chunk of region {spec.name} is removed."
+                    for process in users_of(spec.path)
+                    if _leaves(process, file.read(), spec)
+                ]
+            return result
 
 
-def make_region(spec: RegionSpec, chunks: Iterable[ChunkSpec], making: Making) -> None:
-    """Make the region with these chunks where there is none, as after a reboot.
+def make_region(spec: RegionSpec, making: Making) -> None:
+    """Make the region where there is none, as after a reboot.
 
     Raises TcpSmError with nothing left behind.
     """
     with locked(spec.lock_timeout, LOCK_PATH):
         if os.path.lexists(spec.path):
             return
-        region = _new(spec)
-        for chunk in chunks:
-            region = put_chunk(region, chunk.owner, chunk.size, chunk.ring_size)
-        create_region(spec.path, region, making)
+        create_region(spec.path, fresh_region(spec), making)
 
 
-def _new(spec: RegionSpec) -> Region:
+def fresh_region(spec: RegionSpec) -> Region:
+    """A region as wanted that has never been used. Raises TcpSmError."""
     host = os.uname().nodename if spec.host is None else spec.host
-    region = new_region(spec.name, spec.size, make_identity(), host)
-    if spec.automatic:
-        automatic = spec.automatic
-        region = put_automatic(
-            region, automatic.count, automatic.size_in(region), automatic.ring_size
-        )
-    return region
+    return spec.arrange(new_region(spec.name, spec.size, make_identity(), host))
 
 
 def _create(spec: RegionSpec, check: bool) -> Result:
-    region = _new(spec)
+    region = fresh_region(spec)
     folder = os.path.dirname(spec.path)
     if not check:
         create_region(spec.path, region, Making(allocate=spec.allocate))
@@ -122,31 +123,40 @@ def _create(spec: RegionSpec, check: bool) -> Result:
     return Result(True, data, {}, data)
 
 
-def _plan(spec: RegionSpec, file: RegionFile) -> Region:
+def _plan(spec: RegionSpec, file: RegionFile, check: bool) -> Region:
     """The region as wanted. Raises TcpSmError."""
     region = file.read()
     if region.name != spec.name:
         raise _other_region(spec, region.name)
-    used = [process for process in users_of(spec.path) if not is_agent(process)]
-    if spec.size != region.size:
+    used = [
+        process
+        for process in users_of(spec.path)
+        if not is_agent(process) and not (check and _leaves(process, region, spec))
+    ]
+    if spec.chunks is not None:
+        owners = [one.owner for one in spec.chunks]
+        region = keep_owners(region, owners, chunks_in_use(region, used))
+    resized = spec.size != region.size
+    if resized:
         if used:
             raise RegionError(
                 f"Cannot resize region {spec.name}: {_list(used)} has it mapped, and a device "
                 "keeps its size. Shut these machines down, or detach the device, and run again."
             )
         region = resize(region, spec.size)
-    if spec.host is not None and spec.host != region.host:
-        region = Region(region.name, region.size, region.id, spec.host, region.chunks)
-    if spec.automatic:
-        automatic = spec.automatic
-        region = put_automatic(
-            region,
-            automatic.count,
-            automatic.size_in(region),
-            automatic.ring_size,
-            chunks_in_use(region, used),
-        )
-    return region
+    if spec.host is not None:
+        region = replace(region, host=spec.host)
+    # Nobody uses a region that gets another size, and its equal parts are others.
+    return spec.arrange(region, chunks_in_use(region, used), keep=not resized)
+
+
+def _leaves(process: Process, region: Region, spec: RegionSpec) -> bool:
+    """Is it a machine whose chunk is not wanted any more?"""
+    if spec.chunks is None:
+        return False
+    chunks = [region.owned_by(name) for name in process.identity.names]
+    owners = {one.owner for one in spec.chunks}
+    return any(one and not one.automatic and one.owner not in owners for one in chunks)
 
 
 def _other_region(spec: RegionSpec, name: str) -> RegionError:
@@ -170,13 +180,19 @@ def _remove(spec: RegionSpec, check: bool) -> Result:
             "nobody can join any more."
         )
     if not check:
-        os.unlink(spec.path)
+        try:
+            os.unlink(spec.path)
+        except OSError as error:
+            raise TcpSmError(
+                f"Cannot remove region {spec.name}: {spec.path} cannot be deleted: "
+                f"{error.strerror}. Nothing was changed. Run as root."
+            ) from error
     return Result(True, {}, data, {})
 
 
 def _describe_any(path: str) -> dict[str, Any]:
     """Of a region that may be damaged; refuses what never was one."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+    with open(path, "rb", opener=open_plain) as file:
         magic = file.read(8) if os.fstat(file.fileno()).st_size >= HEAD_SIZE else b""
     if magic != REGION_MAGIC.to_bytes(8, "little"):
         raise RegionError(
@@ -184,7 +200,7 @@ def _describe_any(path: str) -> dict[str, Any]:
             "belongs to something else. Name another path, or delete the file by hand."
         )
     try:
-        with RegionFile(path, read_only=True) as region:
+        with RegionFile(path, read_only=True, owners=None) as region:
             return describe_region(region.read(), path)
     except TcpSmError:
         return {"path": path}
@@ -198,7 +214,7 @@ def apply_chunk(spec: ChunkSpec, check: bool = False, lock_path: str = LOCK_PATH
     try:
         with (
             locked(spec.lock_timeout, lock_path),
-            RegionFile(spec.path, read_only=check) as file,
+            RegionFile(spec.path, check, [user_id(spec.file_owner)]) as file,
         ):
             return _apply_chunk(spec, file, check)
     except MissingError as error:
@@ -258,13 +274,8 @@ def chunks_in_use(region: Region, users: list[Process]) -> dict[int, str]:
 
 
 def _vacated(before: Region, wanted: Region) -> list[Chunk]:
-    """Chunks whose memory is given up."""
-    return [
-        chunk
-        for chunk in before.used
-        if (wanted.chunks[chunk.index].offset, wanted.chunks[chunk.index].size)
-        != (chunk.offset, chunk.size)
-    ]
+    """Chunks whose memory is given up, also to another owner."""
+    return [chunk for chunk in before.used if wanted.chunks[chunk.index].memory != chunk.memory]
 
 
 def _retire(file: RegionFile, chunk: Chunk) -> None:

@@ -8,11 +8,12 @@ Private to this collection. What comes out is what the agent reads (agent/tcp_sm
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .errors import InputError, TcpSmError
-from .region import RING_DEFAULT, Region, equal_share, new_region, put_automatic, put_chunk
-from .region_spec import ChunkSpec, RegionSpec
+from .region import Declared, new_region
+from .region_spec import RegionSpec, check_socket, parse_chunk, parse_mode, parse_vectors
 
 # What a region of the list may have, and what of it goes to the agent as it is.
 _PASSED = (
@@ -32,10 +33,11 @@ def normal_regions(
     raw: Any, run_dir: str, prefix: str = "hypervisor_regions", socket_owner: str = ""
 ) -> list[dict[str, Any]]:
     """Every region with its path, socket and chunks spelled out; `socket_owner` for those that
-    name none.
+    name none. A chunk for which no size is declared has none here: it keeps what it has, and a new
+    one gets one of `parts` equal parts.
 
     Raises InputError that names the element and what is wrong with it: also where two contradict
-    each other, or chunks do not fit.
+    each other, chunks do not fit, or the agent would refuse what it is given.
     """
     if not isinstance(raw, list):
         raise InputError(f"{prefix}: needs a list of regions, not {raw!r}")
@@ -57,22 +59,15 @@ def normal_regions(
 def gone(before: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> dict[str, Any]:
     """What was applied and is not wanted any more, both as `normal_regions` gives them.
 
-    `domains`: machines that lose a region's device. `chunks`: those to remove from regions that
-    stay. `regions`: those that go as a whole.
+    `domains`: machines that lose a region's device. `regions`: those that go as a whole.
     """
     paths = {region["path"] for region in wanted}
     domains = {(region["name"], owner) for region, owner in _owners(wanted)}
-    chunks = {(region["path"], owner) for region, owner in _owners(wanted)}
     return {
         "domains": [
             {"region": region["name"], "owner": owner}
             for region, owner in _owners(before)
             if (region["name"], owner) not in domains
-        ],
-        "chunks": [
-            {"region": region["name"], "path": region["path"], "owner": owner}
-            for region, owner in _owners(before)
-            if region["path"] in paths and (region["path"], owner) not in chunks
         ],
         "regions": [region for region in before if region["path"] not in paths],
     }
@@ -89,74 +84,61 @@ def _normal_region(raw: Any, run_dir: str) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise InputError(f"needs a dictionary with name and size, not {raw!r}")
     _refuse_unknown(raw, _KNOWN, "a region")
-    spec = RegionSpec.parse(raw)
-    machines = [_normal_machine(one) for one in _list(raw, "vms")]
-    automatic = spec.automatic.count if spec.automatic else 0
-    share = equal_share(spec.size, _parts(raw, len(machines) + automatic))
-    region = new_region(spec.name, spec.size, _IDENTITY, spec.host or "")
-    plan = _Plan(region, raw, share)
-    if spec.automatic:
-        size = spec.automatic.size or plan.chunk_size
-        plan.region = put_automatic(plan.region, automatic, size, spec.automatic.ring_size)
-    chunks = [plan.chunk(machine) for machine in machines]
+    spec = _parse(raw)
+    # Whether everything fits.
+    spec.arrange(new_region(spec.name, spec.size, _IDENTITY, spec.host or ""))
     normal = {
         "name": spec.name,
         "path": spec.path,
         "size": spec.size,
-        "socket": str(raw.get("socket") or f"{run_dir}/{spec.name}.sock"),
-        "chunks": chunks,
+        "parts": spec.parts,
+        "socket": check_socket(str(raw.get("socket") or f"{run_dir}/{spec.name}.sock")),
+        "chunks": [{"owner": one.owner, **_geometry(one)} for one in spec.chunks or ()],
         **{key: raw[key] for key in _PASSED if raw.get(key) is not None},
     }
     if spec.automatic:
-        ring_size = spec.automatic.ring_size
-        normal["automatic"] = {"count": automatic, "size": size, "ring_size": ring_size}
+        one = Declared("", spec.automatic.size, spec.automatic.ring_size)
+        normal["automatic"] = {"count": spec.automatic.count, **_geometry(one)}
+    # What the agent would refuse.
+    for key in ("mode", "socket_mode"):
+        if key in normal:
+            parse_mode(normal[key], key)
+    if "vectors" in normal:
+        normal["vectors"] = parse_vectors(normal["vectors"])
     return normal
 
 
-class _Plan:
-    """Tries out whether everything fits."""
-
-    def __init__(self, region: Region, raw: Mapping[str, Any], share: int) -> None:
-        self.region, self.raw = region, raw
-        self.chunk_size = self._spec("any", {}, share).size
-
-    def _spec(self, owner: str, machine: Mapping[str, Any], default: int) -> ChunkSpec:
-        size = machine.get("chunk_size") or self.raw.get("chunk_size") or default
-        ring_size = machine.get("ring_size") or self.raw.get("ring_size") or RING_DEFAULT
-        raw = {"region": self.region.name, "owner": owner, "size": size, "ring_size": ring_size}
-        return ChunkSpec.parse(raw)
-
-    def chunk(self, machine: Mapping[str, Any]) -> dict[str, Any]:
-        """The chunk of one machine. Raises TcpSmError where it does not fit."""
-        spec = self._spec(machine["name"], machine, self.chunk_size)
-        if self.region.owned_by(spec.owner):
-            raise InputError(f"vms: {spec.owner} is there twice")
-        self.region = put_chunk(self.region, spec.owner, spec.size, spec.ring_size)
-        return {"owner": spec.owner, "size": spec.size, "ring_size": spec.ring_size}
+def _parse(raw: Mapping[str, Any]) -> RegionSpec:
+    """With chunks for the machines, and sizes that are declared once for all."""
+    # Looked at also where no machine has them.
+    size, ring_size = (raw.get(key) or None for key in ("chunk_size", "ring_size"))
+    common = parse_chunk({"owner": "any", "size": size, "ring_size": ring_size})
+    chunks = [_chunk(one, common) for one in _list(raw, "vms")]
+    owners = [one["owner"] for one in chunks]
+    for owner in owners:
+        if owners.count(owner) > 1:
+            raise InputError(f"vms: {owner} is there twice")
+    spec = RegionSpec.parse({**raw, "chunks": chunks})
+    automatic = spec.automatic
+    if automatic:
+        automatic = replace(automatic, size=automatic.size or common.size)
+    return replace(spec, automatic=automatic, parts=spec.parts or max(2, spec.count))
 
 
-def _normal_machine(raw: Any) -> dict[str, Any]:
+def _chunk(raw: Any, common: Declared) -> dict[str, Any]:
+    """The chunk of a machine, as RegionSpec.parse takes it."""
     machine = dict(raw) if isinstance(raw, Mapping) else {"name": raw}
     _refuse_unknown(machine, _VM, "a machine")
-    machine["name"] = str(machine.get("name") or "")
-    return machine
+    return {
+        "owner": str(machine.get("name") or ""),
+        "size": machine.get("chunk_size") or common.size or None,
+        "ring_size": machine.get("ring_size") or common.ring_size,
+    }
 
 
-def _parts(raw: Mapping[str, Any], machines: int) -> int:
-    """Into how many equal chunks the region is divided where no size is given."""
-    parts = raw.get("parts")
-    if parts is None:
-        return max(2, machines)
-    try:
-        count = int(parts)
-    except (TypeError, ValueError):
-        count = 0
-    if count < max(1, machines):
-        raise InputError(
-            f"parts: {parts!r} must be a number of at least {max(1, machines)}, for that many "
-            "chunks are declared"
-        )
-    return count
+def _geometry(one: Declared) -> dict[str, int]:
+    size = {"size": one.size} if one.size else {}
+    return {**size, "ring_size": one.ring_size}
 
 
 def _refuse_twice(regions: list[dict[str, Any]], prefix: str) -> None:

@@ -9,10 +9,11 @@ Nothing here touches the machine: a region is bytes, and a plan is another regio
 
 from __future__ import annotations
 
+import bisect
 import enum
 import re
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,7 +108,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "magic": "Q",
         "index": "I",
         "epoch": "I",
-        "pad": "48s",
+        "beat": "I",
+        "pad": "44s",
         "summary": "32s",
         "attention": "I",
         "pad1": "28s",
@@ -194,6 +196,11 @@ class Chunk:
         """What a user declares, and the slots that follow from it."""
         return self.size, self.ring_size, self.slots
 
+    @property
+    def memory(self) -> tuple[int, int, str]:
+        """What memory it is, and whose."""
+        return self.offset, self.size, self.owner
+
     def describe(self) -> dict[str, Any]:
         """For RETURN, diff and status; without what changes by itself."""
         return {
@@ -205,6 +212,24 @@ class Chunk:
             "ring_size": self.ring_size,
             "slots": self.slots,
         }
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A chunk that is wanted; without an owner, for any machine. `size` 0: the chunk that is there
+    keeps its size, and a new one gets a share."""
+
+    owner: str
+    size: int
+    ring_size: int
+
+    def __str__(self) -> str:
+        return f"a chunk for {self.owner}" if self.owner else "an automatic chunk"
+
+    def is_met(self, chunk: Chunk, keep: bool) -> bool:
+        """Is `chunk` as declared? Without `keep`, no chunk is that keeps a size it was given."""
+        size = self.size or (chunk.size if keep else 0)
+        return chunk.geometry == (size, self.ring_size, slots_for(size, self.ring_size))
 
 
 @dataclass(frozen=True)
@@ -477,6 +502,13 @@ def check_ring_size(ring_size: int) -> int:
     return ring_size
 
 
+def check_count(count: int) -> int:
+    """How many automatic chunks."""
+    if not 0 <= count <= CHUNKS_MAX:
+        raise InputError(f"automatic: {count} must be from 0 to {CHUNKS_MAX} chunks")
+    return count
+
+
 def check_host(host: str) -> str:
     """The hypervisor's name or address."""
     if len(host.encode()) > NAME_MAX or not host.isprintable():
@@ -512,44 +544,69 @@ def put_chunk(
 
     `in_use`: index -> who uses that chunk now, for the refusal to move it.
     """
-    check_owner(owner)
-    slots = _check_geometry(region, f"a chunk for {owner}", size, ring_size)
-    old = region.owned_by(owner)
-    if old is None:
-        return _insert(region, _next_index(region, owner), owner, size, ring_size, slots)
-    if old.geometry == (size, ring_size, slots) and not old.automatic:
-        return region
-    if old.geometry == (size, ring_size, slots):
-        return region.with_chunk(replace(old, automatic=False))
-    _refuse_in_use(region, old, in_use, "change")
-    return _insert(drop_chunk(region, old.index), old.index, owner, size, ring_size, slots)
+    return arrange(region, [Declared(owner, size, ring_size)], None, size, in_use)
 
 
-def put_automatic(
-    region: Region,
-    count: int,
-    size: int,
-    ring_size: int,
-    in_use: Mapping[int, str] | None = None,
+def keep_owners(
+    region: Region, owners: Collection[str], in_use: Mapping[int, str] | None = None
 ) -> Region:
-    """The region with exactly `count` automatic chunks of this geometry."""
-    if not 0 <= count <= CHUNKS_MAX:
-        raise InputError(f"automatic: {count} must be from 0 to {CHUNKS_MAX} chunks")
-    slots = _check_geometry(region, "an automatic chunk", size, ring_size) if count else 0
-    wanted = (size, ring_size, slots)
+    """The region without the chunks that are declared for others."""
+    for chunk in region.used:
+        if chunk.owner and not chunk.automatic and chunk.owner not in owners:
+            region = remove_chunk(region, chunk.owner, in_use)
+    return region
+
+
+def arrange(
+    region: Region,
+    machines: Iterable[Declared],
+    automatic: Sequence[Declared] | None,
+    share: int,
+    in_use: Mapping[int, str] | None = None,
+    keep: bool = True,
+) -> Region:
+    """The region with the chunks of `machines`, and with exactly the `automatic` ones, which are
+    all alike; None: as they are.
+
+    What is there as declared stays where it is, so that nobody is moved when others come and go.
+    New chunks without a size get `share` bytes, or, where these do not fit, equal parts of what is
+    free. Without `keep`, all chunks without a size are new.
+    """
+    missing: list[tuple[int | None, Declared]] = []
+    for one in machines:
+        old = region.owned_by(check_owner(one.owner))
+        if old is None:
+            missing.append((None, one))
+        elif one.is_met(old, keep):
+            region = region.with_chunk(replace(old, automatic=False))
+        else:
+            _refuse_in_use(region, old, in_use, "change")
+            region = drop_chunk(region, old.index)
+            size = one.size or (old.size if keep else 0)
+            missing.append((old.index, replace(one, size=size)))
+    if automatic is not None:
+        region, more = _keep_automatic(region, automatic, in_use, keep)
+        missing += [(None, one) for one in more]
+    return _insert_all(region, missing, share)
+
+
+def _keep_automatic(
+    region: Region,
+    automatic: Sequence[Declared],
+    in_use: Mapping[int, str] | None,
+    keep: bool,
+) -> tuple[Region, Sequence[Declared]]:
+    """The region with no other automatic chunks than these, and which of these it lacks."""
     present = [chunk for chunk in region.used if chunk.automatic]
     # Those in use stay, if they can; the rest goes by the order of the table.
-    fits = [chunk for chunk in present if chunk.geometry == wanted]
+    fits = [chunk for chunk in present if automatic and automatic[0].is_met(chunk, keep)]
     fits.sort(key=lambda chunk: (chunk.index not in (in_use or {}), chunk.index))
-    keep = {chunk.index for chunk in fits[:count]}
+    stay = {chunk.index for chunk in fits[: len(automatic)]}
     for chunk in present:
-        if chunk.index not in keep:
+        if chunk.index not in stay:
             _refuse_in_use(region, chunk, in_use, "remove")
             region = drop_chunk(region, chunk.index)
-    for _missing in range(count - len(keep)):
-        index = _next_index(region, "an automatic chunk")
-        region = _insert(region, index, "", size, ring_size, slots)
-    return region
+    return region, automatic[len(stay) :]
 
 
 def remove_chunk(region: Region, owner: str, in_use: Mapping[int, str] | None = None) -> Region:
@@ -566,64 +623,92 @@ def drop_chunk(region: Region, index: int) -> Region:
     return region.with_chunk(Chunk(index, epoch=next_epoch(region.chunks[index].epoch)))
 
 
-def _check_geometry(region: Region, what: str, size: int, ring_size: int) -> int:
+def _check_geometry(region: Region, one: Declared) -> int:
     """The slots of such a chunk; refuses what cannot be."""
-    check_ring_size(ring_size)
+    size = one.size
+    check_ring_size(one.ring_size)
     if size <= 0 or size % PAGE:
-        raise InputError(f"size: {size} of {what} must be a multiple of {PAGE} bytes")
+        raise InputError(f"size: {size} of {one} must be a multiple of {PAGE} bytes")
     room = region.size - CHUNKS_OFFSET
     if size > room:
         raise InputError(
-            f"size: {what} of {size_text(size)} is larger than region {region.name}, which has "
+            f"size: {one} of {size_text(size)} is larger than region {region.name}, which has "
             f"room for {size_text(room)} ({size_text(region.size)} less 64K for its tables)"
         )
-    slots = slots_for(size, ring_size)
+    slots = slots_for(size, one.ring_size)
     if not slots:
         raise InputError(
-            f"size: {what} of {size_text(size)} has no room for a connection with rings of "
-            f"{size_text(ring_size)}; it needs {size_text(chunk_needs(1, ring_size))} or more"
+            f"size: {one} of {size_text(size)} has no room for a connection with rings of "
+            f"{size_text(one.ring_size)}; it needs {size_text(chunk_needs(1, one.ring_size))} or "
+            "more"
         )
     return slots
 
 
-def _next_index(region: Region, what: str) -> int:
-    for chunk in region.chunks:
-        if not chunk.size:
-            return chunk.index
-    raise RegionError(
-        f"Cannot declare a chunk for {what} in region {region.name}: all {CHUNKS_MAX} are taken. "
-        "Remove one, or use a second region."
-    )
+def _insert_all(region: Region, missing: list[tuple[int | None, Declared]], share: int) -> Region:
+    """The region with these new chunks, those that had a number under the same one."""
+    had = {index for index, _one in missing}
+    numbers = (c.index for c in region.chunks if not c.size and c.index not in had)
+    numbered = [(next(numbers, None) if at is None else at, one) for at, one in missing]
+    for index, one in numbered:
+        if one.size:
+            region = _insert(region, index, one)
+    rest = [(index, one) for index, one in numbered if not one.size]
+    part = _part(region, len(rest), share)
+    for index, one in rest:
+        if part < share and not slots_for(part, one.ring_size):
+            raise RegionError(
+                f"Cannot declare {one} in region {region.name}: chunks that are there keep their "
+                f"size, and of what is free a new one would get {size_text(part)}, which has no "
+                "room for a connection. Make the region larger, remove a chunk, or give chunks "
+                "that are there smaller sizes while their machines are shut down."
+            )
+        region = _insert(region, index, replace(one, size=part))
+    return region
 
 
-def _insert(
-    region: Region, index: int, owner: str, size: int, ring_size: int, slots: int
-) -> Region:
-    """First fit between the chunks that are there."""
+def _part(region: Region, count: int, share: int) -> int:
+    """Bytes of each of `count` new chunks: the share, or equal parts of what is free."""
+    gaps = list(_gaps(region))
+
+    def is_too_much(pages: int) -> bool:
+        return sum(gap // (pages * PAGE) for gap in gaps) < count
+
+    return bisect.bisect_left(range(1, share // PAGE + 1), True, key=is_too_much) * PAGE
+
+
+def _insert(region: Region, index: int | None, one: Declared) -> Region:
+    """First fit between the chunks that are there. `index` None: no number is left."""
+    slots = _check_geometry(region, one)
+    if index is None:
+        raise RegionError(
+            f"Cannot declare {one} in region {region.name}: all {CHUNKS_MAX} are taken. Remove "
+            "one, or use a second region."
+        )
     offset = CHUNKS_OFFSET
-    for chunk in sorted(region.used, key=lambda one: one.offset):
-        if chunk.offset - offset >= size:
+    for chunk in sorted(region.used, key=lambda chunk: chunk.offset):
+        if chunk.offset - offset >= one.size:
             break
         offset = chunk.end
-    if offset + size > region.size:
+    if offset + one.size > region.size:
         largest = max(_gaps(region))
         raise RegionError(
-            f"Cannot declare a chunk of {size_text(size)} for {owner or 'any machine'} in region "
-            f"{region.name}: the largest gap is {size_text(largest)}. Remove chunks, make them "
-            "smaller, or make the region larger."
+            f"Cannot declare a chunk of {size_text(one.size)} for {one.owner or 'any machine'} in "
+            f"region {region.name}: the largest gap is {size_text(largest)}. Remove chunks, make "
+            "them smaller, or make the region larger."
         )
     return region.with_chunk(
         Chunk(
             index,
             # Declared for somebody: a plain device has no server that could assign it later.
-            ChunkState.ASSIGNED if owner else ChunkState.FREE,
+            ChunkState.ASSIGNED if one.owner else ChunkState.FREE,
             next_epoch(region.chunks[index].epoch),
             offset,
-            size,
-            ring_size,
+            one.size,
+            one.ring_size,
             slots,
-            owner,
-            automatic=not owner,
+            one.owner,
+            automatic=not one.owner,
         )
     )
 

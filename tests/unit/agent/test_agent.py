@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 from agent_host import ROOT, Agent, FakeMachine, wait_for
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.hypervisor import (
+    normal_regions,
+)
 
 ASSIGNED, DEAD = 1, 2
 
@@ -112,6 +115,15 @@ def test_who_has_no_chunk_is_refused_and_told(
     assert reason in refusals[-1]["reason"]
     assert agent.chunk(0)["machine"]["pid"] == two[0].pid
     assert agent.fds() == before
+
+
+def test_a_name_that_no_chunk_can_hold_is_refused(agent: Agent, machines: Any) -> None:
+    agent.region(automatic={"count": 2, "size": "4M"})
+    agent.start()
+    assert machines(agent, "x" * 64)("greet") == [[-1, False]]
+    assert "at most 63 bytes" in agent.status()["regions"][0]["refusals"][-1]["reason"]
+    assert agent.chunk(0)["owner"] == ""
+    assert machines(agent, "x" * 63)("greet")[1] == [0, False]
 
 
 def test_many_refusals_do_not_fill_the_memory(agent: Agent, machines: Any) -> None:
@@ -520,6 +532,57 @@ def test_a_region_that_cannot_be_served_is_tried_again(agent: Agent, machines: A
     assert agent.status()["regions"][0]["error"] is None
 
 
+def test_a_defect_does_not_end_the_agent(caplog: pytest.LogCaptureFixture) -> None:
+    loop = importlib.import_module("tcp_sm_agent.loop").Loop()
+    called = []
+    loop.after(0, lambda: int("odd"))
+    loop.after(0, lambda: called.append(1))
+    loop.step()
+    loop.close()
+    assert called == [1]
+    assert "a defect of the agent" in caplog.text
+    assert "ValueError: invalid literal" in caplog.text
+
+
+def test_a_defect_at_one_region_is_that_regions_error(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = importlib.import_module("tcp_sm_agent.config")
+    service = importlib.import_module("tcp_sm_agent.service")
+    agent.region()
+
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(service, "RegionFile", fail)
+    with pytest.raises(service.TcpSmError, match=r"AssertionError\(\)"):
+        service.Service(config.parse_config(agent.config)).run(strict=True)
+    assert "in fail" in caplog.text
+
+
+@pytest.mark.root
+def test_a_file_that_a_stranger_put_there_is_not_served(agent: Agent, machines: Any) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    region = agent.region(chunks=[{"owner": "a", "size": "4M"}])
+    agent.call("create", "--path", region["path"], "--size", "16M", "--owner", "a")
+    os.chown(region["path"], 12345, -1)
+    agent.start()
+    assert "belongs to user 12345, and neither" in agent.status()["regions"][0]["error"]
+    # Without the agent it says the same.
+    shown = agent.call("status", "--control", "/none", "--region", region["path"])
+    assert "belongs to user 12345" in shown.stdout
+    region["owner"] = "12345"
+    agent.reload()
+    assert machines(agent, "a")("greet")[1] == [0, False]
+
+
+def test_a_region_is_made_with_equal_parts_where_no_size_is_given(agent: Agent) -> None:
+    agent.region(chunks=[{"owner": "a"}, {"owner": "b", "size": "1M"}], parts=4)
+    agent.start()
+    assert (agent.chunk(0)["size"], agent.chunk(1)["size"]) == (4177920, 1 << 20)
+
+
 def test_a_region_made_anew_is_served_when_nobody_uses_the_old(
     agent: Agent, two: tuple[FakeMachine, FakeMachine], machines: Any
 ) -> None:
@@ -653,13 +716,18 @@ BAD_CONFIG: dict[str, tuple[Any, str]] = {
     "no name": ({"regions": [{"size": "1M"}]}, "name: ''"),
     "no size": ({"regions": [{"name": "x"}]}, "size: region x needs one"),
     "odd size": ({"regions": [{"name": "x", "size": "3M"}]}, "not a power of two"),
-    "vectors": ({"regions": [{"name": "x", "size": "1M", "vectors": 9}]}, "vectors 9 must be"),
-    "mode": ({"regions": [{"name": "x", "size": "1M", "mode": "rw"}]}, "mode 'rw' must be octal"),
+    "vectors": ({"regions": [{"name": "x", "size": "1M", "vectors": 9}]}, "vectors: 9 must be"),
+    "mode": ({"regions": [{"name": "x", "size": "1M", "mode": "rw"}]}, "x: mode: 'rw' must be"),
+    "unquoted mode": ({"regions": [{"name": "x", "size": "1M", "mode": 416}]}, "mode: 416 must be"),
+    "unquoted mode of the socket": (
+        {"regions": [{"name": "x", "size": "1M", "socket_mode": 432}]},
+        "quote them: '0640'",
+    ),
     "group": ({"regions": [{"name": "x", "size": "1M", "group": "no such"}]}, "'no such'"),
     "socket": ({"regions": [{"name": "x", "size": "1M", "socket": "s"}]}, "must be absolute"),
     "chunk": (
-        {"regions": [{"name": "x", "size": "1M", "chunks": [{"owner": "a"}]}]},
-        "the chunk of a needs one",
+        {"regions": [{"name": "x", "size": "1M", "chunks": [{"owner": "a", "sise": 1}]}]},
+        "chunks: unknown sise",
     ),
     "twice": (
         {"regions": [{"name": "x", "size": "1M"}, {"name": "x", "size": "1M", "path": "/y"}]},
@@ -677,6 +745,18 @@ def test_a_configuration_with_a_mistake_is_refused(agent: Agent, kind: str) -> N
     assert checked.returncode == 1
     assert f"Configuration {agent.config_path}: " in checked.stderr
     assert message in checked.stderr
+
+
+def test_what_the_role_writes_is_taken() -> None:
+    config = importlib.import_module("tcp_sm_agent.config")
+    regions = [
+        {"name": "x", "size": "16M", "vms": ["a", {"name": "b", "chunk_size": "1M"}]},
+        {"name": "y", "size": "16M", "automatic": {"count": 2}, "mode": "0640", "vectors": "8"},
+    ]
+    written = json.loads(json.dumps(normal_regions(regions, "/run/tcp_sm", socket_owner="root")))
+    x, y = config.parse_config({"regions": written}).regions
+    assert [(one.owner, one.size) for one in x.spec.chunks] == [("a", 0), ("b", 1 << 20)]
+    assert (y.spec.automatic.count, y.access.mode, y.vectors) == (2, 0o640, 8)
 
 
 def test_create_makes_a_region_and_nothing_where_one_is(agent: Agent) -> None:

@@ -89,16 +89,46 @@ def test_a_region_that_is_gone_is_gone(region: Any) -> None:
         ({"size": "16M", "automatic": {"count": 1, "size": "64M"}}, "is larger than region lab"),
         ({"size": "16M", "name": "a b"}, "name: 'a b' must be"),
         ({"size": "16M", "path": "/no/such/folder/lab"}, "the folder /no/such/folder does not"),
+        ({"size": "16M", "mode": "nonsense"}, "mode must be in octal or symbolic form"),
+        ({"size": "16M", "owner": "nosuch"}, "failed to look up user nosuch"),
+        ({"size": "16M", "group": "nosuch"}, "failed to look up group nosuch"),
+        ({"size": "16M", "chunks": [{}]}, "missing required arguments: owner found in chunks"),
+        ({"size": "16M", "chunks": [{"owner": "a", "size": "64M"}]}, "is larger than region lab"),
     ],
 )
 def test_bad_options_are_messages(
     region: Any, path: str, options: dict[str, Any], message: str
 ) -> None:
-    answer = region(**options)
-    assert answer["failed"]
-    assert message in answer["msg"]
-    assert "exception" not in answer
+    for check in (True, False):
+        answer = region(**options, check=check)
+        assert answer["failed"]
+        assert message in answer["msg"]
+        assert "exception" not in answer
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("options", [{"mode": "nonsense"}, {"owner": "nosuch"}])
+def test_bad_permissions_resize_nothing(region: Any, path: str, options: dict[str, Any]) -> None:
+    region(size="1M")
+    assert region(size="2M", **options)["failed"]
+    assert os.stat(path).st_size == 1 << 20
+
+
+def test_a_region_comes_with_its_chunks(region: Any) -> None:
+    options = {"size": "16M", "parts": 4, "chunks": [{"owner": "a"}, {"owner": "b", "size": "1M"}]}
+    first = region(**options)["region"]["chunks"]
+    assert [(one["owner"], one["size"]) for one in first] == [("a", 4177920), ("b", 1 << 20)]
+    assert not region(**options)["changed"]
+    assert region(size="16M", chunks=[{"owner": "a"}])["region"]["chunks"] == first[:1]
+
+
+def test_a_region_is_not_removed_through_a_link(region: Any, path: str) -> None:
+    region(size="1M")
+    os.symlink(path, f"{path}.link")
+    answer = region(path=f"{path}.link", state="absent")
+    assert "it is a symbolic link. Nothing was changed." in answer["msg"]
+    assert "exception" not in answer
+    assert os.path.exists(path)
 
 
 def test_a_chunk_is_declared_once(region: Any, run_module: Any, path: str) -> None:

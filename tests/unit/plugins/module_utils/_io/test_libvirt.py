@@ -317,6 +317,19 @@ def test_is_the_impossible_refused_with_advice(
     assert domain.calls == []
 
 
+@pytest.mark.parametrize(
+    ("domain", "scope"),
+    [(FakeDomain(running=False), "live"), (FakeDomain(lasting=False), "persistent")],
+    ids=["stopped", "transient"],
+)
+def test_is_nothing_taken_out_of_a_definition_that_is_not_there(
+    domain: FakeDomain, scope: str
+) -> None:
+    result = apply(domain, make_spec(state="absent", scope=scope))
+    assert (result.changed, result.live, result.persistent) == (False, None, None)
+    assert domain.calls == []
+
+
 # The memory behind the device
 
 

@@ -73,6 +73,24 @@ def test_does_the_second_run_name_the_first(path: str, holder: subprocess.Popen[
     assert holder.poll() is None
 
 
+def test_is_the_option_named_that_the_module_has(path: str, holder: subprocess.Popen[str]) -> None:
+    assert holder.poll() is None
+    with pytest.raises(TcpSmError) as error, lock.locked(0, path):
+        pass
+    assert str(error.value).endswith("raise lock_timeout (of module ivshmem_guest, timeout).")
+
+
+def test_is_a_lock_that_cannot_be_opened_a_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for path, reason in (("link", "Too many levels of symbolic links"), ("file/x", "File exists")):
+        where = tmp_path / path
+        with pytest.raises(TcpSmError) as error, lock.locked(0, str(where)):
+            pass
+        assert f"Cannot open the lock {where}: {reason}. Nothing was changed." in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
 def test_does_the_second_run_wait_for_the_first(
     path: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

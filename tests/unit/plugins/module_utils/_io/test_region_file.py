@@ -6,6 +6,7 @@ them?"""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -30,6 +31,7 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.region_state 
 )
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import region as model
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import (
+    ForeignError,
     InputError,
     MissingError,
     TcpSmError,
@@ -340,6 +342,75 @@ def test_what_is_no_region_is_not_deleted(declare: Declare, path: str) -> None:
         assert Path(path).read_bytes() == content
 
 
+def test_what_cannot_be_removed_is_a_message_and_stays(
+    declare: Declare, path: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, pipe = folder / "link", folder / "pipe"
+    declare.region()
+    link.symlink_to(path)
+    os.mkfifo(pipe)
+    for odd, message in ((link, "it is a symbolic link"), (pipe, "it is not a plain file")):
+        with pytest.raises(ForeignError, match=f"Cannot open region {odd}: {message}"):
+            declare.region(path=str(odd), state="absent", force=True)
+
+    def refuse(name: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        # The lock is deleted too.
+        patch.setattr(region_state, "locked", lambda *_: contextlib.nullcontext())
+        with pytest.raises(TcpSmError, match=r"cannot be deleted: Operation not permitted.*root"):
+            declare.region(state="absent")
+    assert sorted(os.listdir(folder)) == ["lab", "link", "pipe"]
+
+
+STRANGER = 12345
+
+
+def give_to_stranger(path: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    os.chown(path, STRANGER, -1)
+
+
+@pytest.mark.root
+def test_a_file_that_a_stranger_put_there_is_not_used(declare: Declare, path: str) -> None:
+    declare.region()
+    give_to_stranger(path)
+    content = declare.content()
+    attempts: list[Callable[[bool], Result]] = [
+        declare.region,
+        lambda check: declare.region(check, size="32M", owner="root"),
+        lambda check: declare.chunk(check=check),
+        lambda check: declare.chunk(check=check, state="absent"),
+    ]
+    for attempt in attempts:
+        for check in (True, False):
+            with pytest.raises(ForeignError, match=f"the file belongs to user {STRANGER}, and"):
+                attempt(check)
+    assert declare.content() == content
+    # Whoever reads the name trusts nothing in the file.
+    assert declare.region(state="absent").before["name"] == "lab"
+
+
+@pytest.mark.root
+def test_the_declared_owner_is_no_stranger(declare: Declare, path: str) -> None:
+    declare.region()
+    give_to_stranger(path)
+    assert not declare.region(owner=STRANGER).changed
+    assert declare.chunk(file_owner=str(STRANGER)).changed
+
+
+def test_an_owner_that_does_not_exist_is_named_before_anything_is_made(
+    declare: Declare, path: str
+) -> None:
+    for check in (True, False):
+        with pytest.raises(InputError, match=r"no user 'nosuch'\. Create it first"):
+            declare.region(check, owner="nosuch")
+    assert not os.path.exists(path)
+
+
 def test_a_damaged_region_can_be_removed(declare: Declare, path: str) -> None:
     declare.region()
     with open(path, "r+b") as file:
@@ -351,6 +422,94 @@ def test_a_damaged_region_can_be_removed(declare: Declare, path: str) -> None:
 
 
 # Chunks.
+
+
+def owned(*owners: str, **options: Any) -> dict[str, Any]:
+    return {"chunks": [{"owner": owner, **options} for owner in owners]}
+
+
+def sizes(result: Result) -> dict[str, int]:
+    return {chunk["owner"]: chunk["size"] for chunk in result.data["chunks"]}
+
+
+def test_a_region_has_the_chunks_that_are_listed_and_no_others(declare: Declare) -> None:
+    predicted = declare.region(True, **owned("a", "b", "c"))
+    first = declare.region(**owned("a", "b", "c"))
+    assert {**predicted.data, "fingerprint": first.data["fingerprint"]} == first.data
+    third = model.equal_share(16 * MIB, 3)
+    assert sizes(first) == {"a": third, "b": third, "c": third}
+    assert not declare.region(**owned("c", "b", "a")).changed
+    # Without the option they stay.
+    assert not declare.region().changed
+    # Another one in the place of c: check mode knows that c's part will be free.
+    predicted = declare.region(True, **owned("a", "b", "d"))
+    after = declare.region(**owned("a", "b", "d"))
+    assert predicted.data == after.data
+    assert sizes(after) == {"a": third, "b": third, "d": third}
+    assert after.data["chunks"][:2] == first.data["chunks"][:2]
+    assert declare.region(chunks=[]).data["chunks"] == []
+
+
+def test_machines_that_go_or_come_leave_a_running_one_as_it_is(declare: Declare, use: Any) -> None:
+    """What failed before: the equal share of two is larger than the part of three."""
+    before = declare.region(**owned("a", "b", "c"), parts=3)
+    use("-name", "guest=a")
+    for owners, parts in ((("a", "b"), 2), (("a",), 2), (("a", "x", "y", "z"), 4)):
+        predicted = declare.region(True, **owned(*owners), parts=parts)
+        after = declare.region(**owned(*owners), parts=parts)
+        assert predicted.data == after.data
+        assert after.data["chunks"][0] == before.data["chunks"][0]
+        assert not declare.region(**owned(*owners), parts=parts).changed
+        assert not declare.region(True, **owned(*owners), parts=parts).changed
+    assert len(sizes(after)) == 4
+
+
+def test_the_chunk_of_a_machine_that_runs_is_not_removed(declare: Declare, use: Any) -> None:
+    declare.region(**owned("a", "b"))
+    user = use("-name", "guest=b")
+    content = declare.content()
+    # An earlier task of the same run may take its device out.
+    for options in ({}, {"size": "32M"}):
+        predicted = declare.region(True, **owned("a"), **options)
+        assert predicted.changed
+        assert f"takes the device out of b (pid {user.pid})" in predicted.warnings[0]
+        with pytest.raises(TcpSmError, match=rf"b in region lab: b \(pid {user.pid}\) uses it"):
+            declare.region(**owned("a"), **options)
+    assert declare.content() == content
+    assert declare.region(True).warnings == []
+    user.communicate()
+    assert sizes(declare.region(**owned("a"))).keys() == {"a"}
+
+
+def test_a_number_is_given_on_when_its_peers_have_let_go(
+    declare: Declare, path: str, use: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare.region(**owned("gone", "peer"))
+    start_module(path, 0)
+    start_module(path, 1)
+    use("-name", "guest=peer")
+    monkeypatch.setattr(region_state, "SETTLE_SECONDS", 0.1)
+    with pytest.raises(TcpSmError, match=r"Cannot free chunk 0 of gone: .* have not let go"):
+        declare.region(**owned("new", "peer"))
+    see(path, 1, 0)
+    new = declare.region(**owned("new", "peer")).data["chunks"][0]
+    assert (new["index"], new["owner"]) == (0, "new")
+    with RegionFile(path) as file:
+        assert not file.header(file.read().chunks[0]).started
+
+
+def test_a_region_that_grows_is_divided_anew(declare: Declare) -> None:
+    declare.region(**owned("a", "b"))
+    grown = declare.region(**owned("a", "b"), size="32M")
+    half = model.equal_share(32 * MIB, 2)
+    assert sizes(grown) == {"a": half, "b": half}
+    assert not declare.region(**owned("a", "b"), size="32M").changed
+
+
+def test_a_region_shrinks_when_the_machine_at_its_end_is_gone(declare: Declare) -> None:
+    declare.region(**owned("a", "b", size="6M"))
+    shrunk = declare.region(**owned("a", size="6M"), size="8M")
+    assert sizes(shrunk) == {"a": 6 * MIB}
 
 
 def test_a_chunk_is_declared_once(declare: Declare) -> None:
@@ -510,6 +669,23 @@ def test_users_are_found_by_what_they_have_mapped(declare: Declare, path: str, u
     assert process.users_of("/no/such") == []
 
 
+def test_names_of_other_peoples_files_need_not_be_text(
+    declare: Declare, path: str, use: Any, tmp_path: Path
+) -> None:
+    declare.region()
+    odd = os.fsencode(tmp_path) + b"/\xff\xfe\rodd"
+    Path(os.fsdecode(odd)).write_bytes(bytes(4096))
+    command = [os.fsencode(sys.executable), b"-c", USER.encode(), odd]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mapped\n"
+        found = os.stat(odd)
+        assert process.maps_file(other.pid, found.st_dev, found.st_ino)
+        user = use("-name", "guest=a")
+        assert [one.pid for one in process.users_of(path)] == [user.pid]
+        other.communicate()
+
+
 def test_a_process_that_is_gone_is_none() -> None:
     with subprocess.Popen(["true"]) as done:
         done.wait()
@@ -551,7 +727,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "relative path": ({"path": "lab"}, "path: 'lab' must be the absolute path"),
     "folder": ({"path": "/dev/shm/"}, "must be the absolute path of a file"),
     "state": ({"state": "gone"}, "state: 'gone' must be one of"),
-    "automatic count": ({"automatic": {"count": "x"}}, "count 'x' is not a number"),
+    "automatic count": ({"automatic": {"count": "x"}}, "automatic: count: 'x' must be a number"),
+    "automatic list": ({"automatic": [1]}, "automatic: needs a dictionary with count"),
+    "too few": ({"automatic": {"count": -1}}, "automatic: -1 must be from 0 to 256"),
+    "no chunks": ({"chunks": "a"}, "chunks: needs a list, not 'a'"),
+    "names for chunks": ({"chunks": ["a"]}, "chunks: needs a dictionary with owner"),
+    "chunk key": ({"chunks": [{"owner": "a", "sise": 1}]}, "chunks: unknown sise"),
+    "chunk of nobody": ({"chunks": [{"size": "1M"}]}, "owner: '' must be the name"),
+    "chunk twice": ({"chunks": [{"owner": "a"}, {"owner": "a"}]}, "chunks: a is there twice"),
+    "chunk of nothing": ({"chunks": [{"owner": "a", "size": 0}]}, "size: 0 is too small"),
+    "parts": ({"parts": "x"}, "parts: 'x' must be a number"),
+    "few parts": ({"parts": 1, "automatic": {"count": 2}}, "parts: 1 must be a number of at least"),
     "automatic key": ({"automatic": {"many": 1}}, "automatic: unknown many"),
     "automatic ring": ({"automatic": {"count": 1, "ring_size": "3K"}}, "ring_size: 3K must be"),
     "too many": ({"automatic": {"count": 257}}, "257 must be from 0 to 256"),

@@ -13,6 +13,7 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.hypervisor
     gone,
     normal_regions,
 )
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region_spec import parse_mode
 
 MIB = 1 << 20
 
@@ -27,14 +28,9 @@ def test_everything_that_is_left_out_is_spelled_out() -> None:
             "name": "x",
             "path": "/dev/shm/x",
             "size": 16 * MIB,
+            "parts": 2,
             "socket": "/run/tcp_sm/x.sock",
-            "chunks": [
-                {
-                    "owner": "a",
-                    "size": region.equal_share(16 * MIB, 2),
-                    "ring_size": region.RING_DEFAULT,
-                }
-            ],
+            "chunks": [{"owner": "a", "ring_size": region.RING_DEFAULT}],
         }
     ]
 
@@ -50,11 +46,12 @@ def test_what_was_spelled_out_stays_the_same() -> None:
         "socket": "/run/x",
         "socket_group": "kvm",
         "vectors": 2,
+        "parts": 3,
     }
     assert normal(given) == [{**given, "chunks": []}]
 
 
-def test_sizes_come_from_the_machine_the_region_or_equal_parts() -> None:
+def test_sizes_come_from_the_machine_or_the_region() -> None:
     (one,) = normal(
         {
             "name": "x",
@@ -62,6 +59,7 @@ def test_sizes_come_from_the_machine_the_region_or_equal_parts() -> None:
             "chunk_size": "8M",
             "ring_size": "64K",
             "vms": ["a", {"name": "b", "chunk_size": "16M"}, {"name": "c", "ring_size": 4096}],
+            "automatic": {"count": 1},
         }
     )
     assert [(chunk["size"], chunk["ring_size"]) for chunk in one["chunks"]] == [
@@ -69,6 +67,7 @@ def test_sizes_come_from_the_machine_the_region_or_equal_parts() -> None:
         (16 * MIB, 65536),
         (8 * MIB, 4096),
     ]
+    assert one["automatic"] == {"count": 1, "size": 8 * MIB, "ring_size": region.RING_DEFAULT}
 
 
 @pytest.mark.parametrize(("options", "parts"), [({}, 3), ({"parts": 8}, 8), ({"parts": "5"}, 5)])
@@ -78,14 +77,22 @@ def test_equal_parts_are_for_machines_and_automatic_chunks(
     (one,) = normal(
         {"name": "x", "size": "64M", "vms": ["a"], "automatic": {"count": 2}, **options}
     )
-    share = region.equal_share(64 * MIB, parts)
-    assert one["chunks"][0]["size"] == one["automatic"]["size"] == share
+    assert one["parts"] == parts
+    # No size: whoever has a chunk keeps it, however many there are.
+    assert one["chunks"] == [{"owner": "a", "ring_size": region.RING_DEFAULT}]
+    assert one["automatic"] == {"count": 2, "ring_size": region.RING_DEFAULT}
 
 
-def test_another_machine_leaves_the_others_parts_alone() -> None:
-    options = {"name": "x", "size": "64M", "parts": 4}
-    before, after = normal({**options, "vms": ["a"]}), normal({**options, "vms": ["a", "b"]})
-    assert after[0]["chunks"][0] == before[0]["chunks"][0]
+def test_what_is_left_beside_a_declared_size_is_enough() -> None:
+    (one,) = normal({"name": "x", "size": "64M", "vms": [{"name": "a", "chunk_size": "48M"}, "b"]})
+    assert [chunk.get("size") for chunk in one["chunks"]] == [48 * MIB, None]
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("0640", 0o640), ("600", 0o600)])
+def test_modes_of_three_or_four_octal_digits_are_taken(mode: str, bits: int) -> None:
+    (one,) = normal({"name": "x", "size": "16M", "mode": mode, "vectors": "8"})
+    assert (one["mode"], one["vectors"]) == (mode, 8)
+    assert parse_mode(mode) == bits
 
 
 def test_a_number_is_a_name_too() -> None:
@@ -117,6 +124,34 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "ring": ([{"name": "x", "size": "16M", "ring_size": "5K"}], "ring_size: 5K must be"),
     "parts": ([{"name": "x", "size": "16M", "parts": "some"}], "parts: 'some' must be a number"),
     "no parts": ([{"name": "x", "size": "16M", "parts": 0}], "at least 1"),
+    "machine twice": ([{"name": "x", "size": "16M", "vms": ["a", "a"]}], "vms: a is there twice"),
+    "too many": (
+        [{"name": "x", "size": "1M", "vms": ["a", "b", "c", "d"]}],
+        "a chunk for a of .* has no room for a connection",
+    ),
+    "automatic no dictionary": (
+        [{"name": "x", "size": "16M", "automatic": 3}],
+        "automatic: needs a dictionary with count",
+    ),
+    # What the agent would refuse.
+    "unquoted mode": ([{"name": "x", "size": "16M", "mode": 0o640}], "mode: 416 must be .*'0640'"),
+    "unquoted mode of the socket": (
+        [{"name": "x", "size": "16M", "socket_mode": 0o660}],
+        "socket_mode: 432 must be",
+    ),
+    "mode zero": ([{"name": "x", "size": "16M", "mode": 0}], "mode: 0 must be"),
+    "symbolic mode": ([{"name": "x", "size": "16M", "mode": "u=rw"}], "mode: 'u=rw' must be"),
+    "mode with sticky bit": ([{"name": "x", "size": "16M", "mode": "1777"}], "mode: '1777' must"),
+    "vectors": ([{"name": "x", "size": "16M", "vectors": 16}], "vectors: 16 must be from 1 to 8"),
+    "no vectors": ([{"name": "x", "size": "16M", "vectors": "two"}], "vectors: 'two' must be"),
+    "relative socket": (
+        [{"name": "x", "size": "16M", "socket": "x.sock"}],
+        "socket: 'x.sock' must be absolute",
+    ),
+    "long socket": (
+        [{"name": "x", "size": "16M", "socket": "/" + "s" * 107}],
+        "have at most 107 bytes",
+    ),
     "same path": (
         [{"name": "x", "size": "16M"}, {"name": "y", "size": "16M", "path": "/dev/shm/x"}],
         "two regions have the path /dev/shm/x",
@@ -152,17 +187,16 @@ def test_what_is_no_list_is_named() -> None:
 
 def test_nothing_is_gone_where_nothing_changed() -> None:
     same = normal({"name": "x", "size": "16M", "vms": ["a"]})
-    assert gone(same, same) == {"domains": [], "chunks": [], "regions": []}
-    assert gone([], same) == {"domains": [], "chunks": [], "regions": []}
+    assert gone(same, same) == {"domains": [], "regions": []}
+    assert gone([], same) == {"domains": [], "regions": []}
 
 
-def test_a_machine_that_moves_loses_the_old_device_and_chunk() -> None:
+def test_a_machine_that_moves_loses_the_old_device() -> None:
     both = [{"name": "x", "size": "16M"}, {"name": "y", "size": "16M"}]
     before = normal({**both[0], "vms": ["a", "b"]}, both[1])
     after = normal({**both[0], "vms": ["b"]}, {**both[1], "vms": ["a"]})
     assert gone(before, after) == {
         "domains": [{"region": "x", "owner": "a"}],
-        "chunks": [{"region": "x", "path": "/dev/shm/x", "owner": "a"}],
         "regions": [],
     }
 
@@ -171,7 +205,6 @@ def test_a_region_goes_with_all_that_it_has() -> None:
     before = normal({"name": "x", "size": "16M", "vms": ["a"]})
     assert gone(before, []) == {
         "domains": [{"region": "x", "owner": "a"}],
-        "chunks": [],
         "regions": before,
     }
 
@@ -180,7 +213,7 @@ def test_a_region_at_another_place_is_another_region() -> None:
     before = normal({"name": "x", "size": "16M", "vms": ["a"]})
     after = normal({"name": "x", "size": "16M", "vms": ["a"], "path": "/dev/hugepages/x"})
     # The device stays: it names the region's socket, and not its file.
-    assert gone(before, after) == {"domains": [], "chunks": [], "regions": before}
+    assert gone(before, after) == {"domains": [], "regions": before}
 
 
 def test_a_socket_that_names_no_owner_gets_the_one_that_is_given() -> None:

@@ -21,6 +21,7 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors imp
 )
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import (
     ChunkState,
+    Declared,
     Refusal,
     Region,
     RegionError,
@@ -146,7 +147,7 @@ def image(one: Region) -> bytearray:
 
 def test_a_region_survives_its_bytes() -> None:
     before = model.put_chunk(region(), "a", 4 * MIB, 128 * KIB)
-    before = model.put_automatic(before, 2, 2 * MIB, 64 * KIB)
+    before = put_automatic(before, 2, 2 * MIB, 64 * KIB)
     after = model.parse_region(bytes(image(before)), "/x")
     assert after == before
     assert [chunk.owner for chunk in after.used] == ["a", "", ""]
@@ -272,6 +273,24 @@ def test_equal_shares_fit_together() -> None:
 # Plans.
 
 
+def put_automatic(one: Region, count: int, size: int, ring_size: int, in_use: Any = None) -> Region:
+    """As many automatic chunks of that geometry, and nothing else changed."""
+    return model.arrange(one, [], [Declared("", size, ring_size)] * count, 0, in_use)
+
+
+def arrange(one: Region, *machines: Any, automatic: int = 0, **options: Any) -> Region:
+    """Chunks of no declared size for these machines, others removed; 4 KiB rings and a share of
+    4 MiB where nothing else is said."""
+    declared = [m if isinstance(m, Declared) else Declared(m, 0, 4096) for m in machines]
+    one = model.keep_owners(one, [m.owner for m in declared], options.get("in_use"))
+    options.setdefault("share", 4 * MIB)
+    return model.arrange(one, declared, [Declared("", 0, 4096)] * automatic, **options)
+
+
+def sizes(one: Region) -> dict[str, int]:
+    return {chunk.owner: chunk.size for chunk in one.used}
+
+
 def test_chunks_are_aligned_and_apart_whatever_is_declared_and_removed() -> None:
     generator = random.Random(3)
     one = region(64 * MIB)
@@ -293,13 +312,13 @@ def test_chunks_are_aligned_and_apart_whatever_is_declared_and_removed() -> None
 def test_declaring_the_same_again_changes_nothing() -> None:
     once = model.put_chunk(region(), "a", MIB, 4096)
     assert model.put_chunk(once, "a", MIB, 4096) == once
-    assert model.put_automatic(once, 0, MIB, 4096) == once
-    some = model.put_automatic(once, 3, MIB, 4096)
-    assert model.put_automatic(some, 3, MIB, 4096) == some
+    assert put_automatic(once, 0, MIB, 4096) == once
+    some = put_automatic(once, 3, MIB, 4096)
+    assert put_automatic(some, 3, MIB, 4096) == some
 
 
 def test_a_declared_chunk_is_assigned_and_an_automatic_one_free() -> None:
-    one = model.put_automatic(model.put_chunk(region(), "a", MIB, 4096), 1, MIB, 4096)
+    one = put_automatic(model.put_chunk(region(), "a", MIB, 4096), 1, MIB, 4096)
     assert [(chunk.state, chunk.epoch) for chunk in one.used] == [
         (ChunkState.ASSIGNED, 1),
         (ChunkState.FREE, 1),
@@ -327,10 +346,126 @@ def test_another_geometry_moves_the_chunk_and_begins_another_epoch() -> None:
 
 
 def test_who_declares_an_automatic_chunk_of_a_machine_takes_it_over() -> None:
-    one = model.put_automatic(region(), 1, MIB, 4096)
+    one = put_automatic(region(), 1, MIB, 4096)
     one = one.with_chunk(replace(one.chunks[0], owner="a", state=ChunkState.ASSIGNED))
     declared = model.put_chunk(one, "a", MIB, 4096, {0: "a (pid 1)"})
     assert declared.chunks[0] == replace(one.chunks[0], automatic=False)
+
+
+def test_who_comes_and_who_goes_moves_nobody() -> None:
+    thirds = model.equal_share(16 * MIB, 3)
+    three = arrange(region(), "a", "b", "c", share=thirds)
+    assert sizes(three) == {"a": thirds, "b": thirds, "c": thirds}
+    # One goes: the others' share would be larger now.
+    two = arrange(three, "a", "b", share=model.equal_share(16 * MIB, 2), in_use={0: "a", 1: "b"})
+    assert (two.used, two.chunks[2].epoch) == (three.used[:2], 2)
+    # Two come: their share does not fit into what is free, so they get equal parts of it.
+    four = arrange(two, "d", "a", "e", "b", share=8 * MIB, in_use={0: "a", 1: "b"})
+    assert four.used[:2] == three.used[:2]
+    assert four.chunks[2].owner == "d"
+    assert (
+        sizes(four)["d"] == sizes(four)["e"] == (16 * MIB - three.used[1].end) // 2 // 4096 * 4096
+    )
+    assert arrange(four, "a", "b", "d", "e", share=model.equal_share(16 * MIB, 4)) == four
+
+
+def test_a_share_that_fits_is_given() -> None:
+    one = arrange(region(), "a", share=4 * MIB)
+    assert sizes(arrange(one, "a", "b", share=2 * MIB)) == {"a": 4 * MIB, "b": 2 * MIB}
+
+
+def test_what_is_free_in_several_places_is_divided_too() -> None:
+    one = arrange(region(), "a", "b", "c", "d", share=model.equal_share(16 * MIB, 4))
+    gap = one.used[0].size
+    three = arrange(arrange(one, "b", "d"), "b", "d", "x", "y", "z", share=16 * MIB)
+    # Two gaps of the same size: one for one of them, one for two.
+    assert sizes(three)["x"] == sizes(three)["y"] == sizes(three)["z"] == gap // 2 // 4096 * 4096
+    assert list(model.problems(three)) == []
+
+
+def test_where_nothing_is_left_for_another_one_it_says_what_to_do() -> None:
+    full = arrange(region(), "a", "b", share=model.equal_share(16 * MIB, 2))
+    with pytest.raises(RegionError) as refused:
+        arrange(full, "a", "b", "c", share=4 * MIB)
+    message = str(refused.value)
+    assert "Cannot declare a chunk for c in region lab" in message
+    assert "a new one would get 0" in message
+    assert "Make the region larger, remove a chunk, or give chunks that are there" in message
+
+
+def test_a_declared_size_is_no_share() -> None:
+    one = arrange(region(), "a", share=4 * MIB)
+    other = arrange(one, Declared("a", 2 * MIB, 4096))
+    assert sizes(other) == {"a": 2 * MIB}
+    with pytest.raises(RegionError, match=r"Cannot change chunk 0 of a .*: a \(pid 7\) uses it"):
+        arrange(one, Declared("a", 2 * MIB, 4096), in_use={0: "a (pid 7)"})
+
+
+def test_other_rings_keep_number_and_size() -> None:
+    one = arrange(region(), "a", "b", share=4 * MIB)
+    other = arrange(one, Declared("a", 0, 8192), "b", share=MIB)
+    assert other.chunks[0].geometry[:2] == (4 * MIB, 8192)
+    assert other.chunks[1] == one.chunks[1]
+
+
+def test_what_shrinks_makes_room_for_what_grows() -> None:
+    one = arrange(region(), Declared("a", 6 * MIB, 4096), Declared("b", 8 * MIB, 4096))
+    other = arrange(one, Declared("a", 10 * MIB, 4096), Declared("b", 4 * MIB, 4096))
+    assert [(c.index, c.owner, c.size) for c in other.used] == [
+        (0, "a", 10 * MIB),
+        (1, "b", 4 * MIB),
+    ]
+
+
+def test_a_region_of_another_size_is_divided_anew() -> None:
+    one = arrange(region(), "a", Declared("b", MIB, 4096), "c", automatic=1, share=2 * MIB)
+    grown = arrange(
+        model.resize(one, 32 * MIB),
+        *("c", Declared("b", MIB, 4096), "a"),
+        automatic=1,
+        share=8 * MIB,
+        keep=False,
+    )
+    assert [(c.index, c.owner) for c in grown.used] == [(0, "a"), (1, "b"), (2, "c"), (3, "")]
+    assert [c.size // MIB for c in grown.used] == [8, 1, 8, 8]
+    assert grown.chunks[1] == one.chunks[1]
+
+
+def test_automatic_chunks_keep_their_size_too() -> None:
+    one = arrange(region(), "a", automatic=2, share=4 * MIB)
+    assert arrange(one, "a", automatic=2, share=MIB) == one
+    more = arrange(one, "a", automatic=3, share=MIB)
+    assert [c.size // MIB for c in more.used] == [4, 4, 4, 1]
+    assert arrange(more, "a", automatic=2, share=MIB) == one.with_chunk(more.chunks[3]).with_chunk(
+        replace(model.Chunk(3), epoch=2)
+    )
+
+
+def test_a_machine_that_is_declared_later_leaves_its_place_among_the_automatic_ones() -> None:
+    one = arrange(region(), automatic=2, share=4 * MIB)
+    one = one.with_chunk(replace(one.chunks[1], owner="a", state=ChunkState.ASSIGNED))
+    declared = arrange(one, "a", automatic=2, share=4 * MIB, in_use={1: "a (pid 7)"})
+    assert declared.chunks[1] == replace(one.chunks[1], automatic=False)
+    assert [c.index for c in declared.used if c.automatic] == [0, 2]
+    assert arrange(declared, "a", automatic=2, share=4 * MIB) == declared
+
+
+def test_chunks_of_any_plan_are_aligned_apart_and_planned_once() -> None:
+    generator = random.Random(5)
+    one = region(64 * MIB)
+    for _step in range(100):
+        machines = [f"vm{n}" for n in range(10) if generator.randrange(2)]
+        options = {
+            "automatic": generator.randrange(3),
+            "share": 4096 * generator.randrange(60, 4000),
+        }
+        try:
+            one = arrange(one, *machines, **options)
+        except RegionError as error:
+            assert "chunks that are there keep" in str(error)  # noqa: PT017
+            continue
+        assert list(model.problems(one)) == []
+        assert arrange(one, *machines, **options) == one
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -363,8 +498,7 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: model.put_chunk(model.put_chunk(region(), "a", 8 * MIB, 4096), "b", 8 * MIB, 4096),
         "Cannot declare a chunk of 8M for b in region lab: the largest gap is 8128K",
     ),
-    "automatic negative": (lambda: model.put_automatic(region(), -1, MIB, 4096), "automatic: -1"),
-    "automatic many": (lambda: model.put_automatic(region(), 16, MIB, 4096), "the largest gap"),
+    "automatic many": (lambda: put_automatic(region(), 16, MIB, 4096), "the largest gap"),
     "shrink": (
         lambda: model.resize(model.put_chunk(region(), "a", 9 * MIB, 4096), 8 * MIB),
         "Cannot shrink region lab from 16M to 8M: chunk 0 of a reaches to 9280K",
@@ -403,11 +537,11 @@ def test_what_is_in_use_is_left_alone(verb: str, plan: Any) -> None:
 
 
 def test_of_automatic_chunks_those_in_use_stay() -> None:
-    one = model.put_automatic(region(), 3, MIB, 4096)
-    fewer = model.put_automatic(one, 1, MIB, 4096, {2: "c (pid 9)"})
+    one = put_automatic(region(), 3, MIB, 4096)
+    fewer = put_automatic(one, 1, MIB, 4096, {2: "c (pid 9)"})
     assert [chunk.index for chunk in fewer.used] == [2]
     with pytest.raises(RegionError, match=r"Cannot remove chunk 2 .*: c \(pid 9\) uses it"):
-        model.put_automatic(one, 0, 0, 4096, {2: "c (pid 9)"})
+        put_automatic(one, 0, 0, 4096, {2: "c (pid 9)"})
 
 
 def test_growing_keeps_every_chunk() -> None:
@@ -443,7 +577,7 @@ def test_a_machine_gets_its_own_chunk_by_name_or_uuid() -> None:
 
 
 def test_a_machine_without_a_chunk_gets_an_automatic_one() -> None:
-    one = model.put_automatic(model.put_chunk(region(), "a", MIB, 4096), 2, MIB, 4096)
+    one = put_automatic(model.put_chunk(region(), "a", MIB, 4096), 2, MIB, 4096)
     assert choose(one, "b") == 1
     one = one.with_chunk(replace(one.chunks[1], owner="b", state=ChunkState.DEAD))
     assert choose(one, "b") == 1
