@@ -39,6 +39,7 @@ requirements:
   - root
   - python >= 3.11
   - libbpf.so.1 to tell about the programs (Debian package C(libbpf1))
+  - mokutil to tell about a certificate where Secure Boot is on
 options:
   state:
     description:
@@ -55,6 +56,13 @@ options:
     description: Seconds to wait until applications have read what is in the rings.
     type: int
     default: 10
+  certificate:
+    description:
+      - The certificate, on the machine, of the key by which modules are signed. Where the kernel
+        takes signed modules only, C(mokutil) is asked whether it is enrolled.
+      - By default, that of the key which DKMS makes.
+    type: path
+    default: /var/lib/dkms/mok.pub
   name:
     description: The name of the installation, as in role C(guest).
     type: str
@@ -236,6 +244,9 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.guest import 
     GuestSpec,
     apply_guest,
 )
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.guest import (
+    DKMS_CERTIFICATE,
+)
 
 
 def main() -> None:
@@ -245,6 +256,7 @@ def main() -> None:
             "state": {"type": "str", "choices": list(STATES)},
             "device": {"type": "str"},
             "timeout": {"type": "int", "default": 10},
+            "certificate": {"type": "path", "default": DKMS_CERTIFICATE},
             "name": {"type": "str", "default": "tcp_sm"},
             "bpffs": {"type": "path", "default": "/sys/fs/bpf"},
         },

@@ -21,7 +21,18 @@ from typing import Any
 
 from .._model import guest
 from .._model.errors import InputError, TcpSmError
-from .._model.guest import DEVICE, HANDSHAKE, MODULE, RING, VENDOR, Device, Facts, Module
+from .._model.guest import (
+    DEVICE,
+    DKMS_CERTIFICATE,
+    HANDSHAKE,
+    MODULE,
+    RING,
+    VENDOR,
+    Device,
+    Facts,
+    Module,
+    Signing,
+)
 from .kernel import parse_lockdown
 from .lock import LOCK_PATH, locked
 from .maps import PinnedMap
@@ -31,7 +42,6 @@ from .status import Status
 ROOT = Path("/")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-DKMS_CERTIFICATE = "var/lib/dkms/mok.pub"
 CONFIG_MAP = "tcp_sm_config"
 STATES = ("present", "drained")
 
@@ -46,6 +56,7 @@ class GuestSpec:
     state: str = ""
     device: str = ""
     timeout: int = 10
+    certificate: str = DKMS_CERTIFICATE
 
 
 @dataclass
@@ -148,8 +159,7 @@ def look(spec: GuestSpec, root: Path = ROOT) -> Facts:
         headers=(build / "Makefile").exists(),
         headers_typed=(build / "vmlinux").exists(),
         commands=frozenset(name for name in guest.COMMANDS if shutil.which(name, path=PATH)),
-        signatures=_signatures(root),
-        enrolled=_enrolled(root),
+        signing=_signing(root, spec.certificate),
         module=module,
         devices=tuple(_devices(root, module)),
         objects=objects,
@@ -217,21 +227,29 @@ def _signatures(root: Path) -> bool:
     return lockdown != "none" or _read(root / "sys/module/module/parameters/sig_enforce") == "Y"
 
 
-def _enrolled(root: Path) -> bool:
-    """Does the firmware know the key that DKMS signs with?"""
-    certificate = root / DKMS_CERTIFICATE
-    if not certificate.exists():
-        return False
-    return "already enrolled" in _tested(str(certificate))
+def _signing(root: Path, certificate: str) -> Signing:
+    """Asks about the certificate only where it matters."""
+    if not _signatures(root):
+        return Signing(False, certificate)
+    path = root / certificate.lstrip("/")
+    return Signing(True, certificate, _tested(str(path)) if path.exists() else "")
 
 
-def _tested(certificate: str) -> str:
-    """mokutil's answer, whose exit code differs between versions."""
+def _tested(certificate: str) -> str | None:
+    """mokutil's answer, whose exit code differs between versions; None where it is missing."""
     program = shutil.which("mokutil", path=PATH)
     if program is None:
-        return ""
-    command = [program, "--test-key", certificate]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+        return None
+    # That a certificate is built into the kernel it says among the errors.
+    done = subprocess.run(
+        [program, "--test-key", certificate],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.stdout.strip()
 
 
 def _devices(root: Path, module: Module) -> list[Device]:

@@ -28,6 +28,10 @@ NUMBERS = (
 )
 # Command that a build by DKMS needs, and the Debian package that has it.
 COMMANDS = {"dkms": "dkms", "make": "make", "gcc": "gcc", "pahole": "pahole"}
+# The certificate of the key that DKMS makes for itself.
+DKMS_CERTIFICATE = "/var/lib/dkms/mok.pub"
+# By which mokutil says that the kernel knows a certificate.
+TRUSTED = ("is already enrolled", "is already in db", "is already in the built-in trusted keyring")
 ROLE = "Apply the role colocated.tcp_sm.guest."
 
 
@@ -71,12 +75,27 @@ class Module:
 
 
 @dataclasses.dataclass(frozen=True)
+class Signing:
+    """`required`: the kernel takes signed modules only. Where it does, `answer` is what mokutil
+    says of the `certificate` of the key that signs them: None where mokutil is missing, empty
+    where the certificate is."""
+
+    required: bool = False
+    certificate: str = DKMS_CERTIFICATE
+    answer: str | None = ""
+
+    @property
+    def trusted(self) -> bool:
+        """Does the kernel know the certificate?"""
+        return any(words in (self.answer or "") for words in TRUSTED)
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """What was found in a machine.
 
     `objects` has the states of the objects RING and HANDSHAKE by these names, `mode` the number
-    in the latter's configuration. `signatures`: the kernel takes signed modules only, and
-    `enrolled`: those that DKMS signs with its own key too.
+    in the latter's configuration.
     """
 
     release: str
@@ -84,8 +103,7 @@ class Facts:
     headers: bool = False
     headers_typed: bool = False
     commands: frozenset[str] = frozenset()
-    signatures: bool = False
-    enrolled: bool = False
+    signing: Signing = Signing()
     module: Module = Module()
     devices: tuple[Device, ...] = ()
     objects: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -189,11 +207,13 @@ def _module(facts: Facts) -> Iterator[Finding]:
         fix = f"Load it: modprobe {MODULE}." if facts.module.on_disk else ROLE
         yield Finding("module", f"The kernel module {MODULE} is not loaded.", fix)
     elif not facts.module.typed:
+        installed = facts.module.dkms_installed or "VERSION"
         yield Finding(
             "module_btf",
             f"The kernel module {MODULE} has no type information (/sys/kernel/btf/{MODULE}), so "
             "no program can use it.",
-            f"Install pahole and the kernel's headers, and build it again. {ROLE}",
+            f"Its build takes them by pahole from /lib/modules/{facts.release}/build/vmlinux. Once "
+            f"both are there: dkms remove {MODULE}/{installed} --all. {ROLE}",
         )
 
 
@@ -305,15 +325,37 @@ def _commands(facts: Facts) -> Iterator[Finding]:
 
 
 def _secure_boot(facts: Facts) -> Iterator[Finding]:
-    if facts.signatures and not facts.enrolled:
+    signing = facts.signing
+    if signing.required and not signing.trusted:
+        why, fix = _unknown_key(signing)
         yield Finding(
-            "secure_boot",
-            "The kernel takes signed modules only (Secure Boot is on), and the machine's firmware "
-            "does not know the key that DKMS signs with.",
-            "Either enroll that key: mokutil --import /var/lib/dkms/mok.pub (dkms generate_mok "
-            "makes it), restart, and confirm at the console. Or set guest_signing_key and "
-            "guest_signing_cert to a key whose certificate is enrolled.",
+            "secure_boot", f"The kernel takes signed modules only (Secure Boot is on), {why}", fix
         )
+
+
+def _unknown_key(signing: Signing) -> tuple[str, str]:
+    """How the certificate stands with the firmware, and what to do."""
+    answer = signing.answer
+    if answer is None:
+        return (
+            f"and without the command mokutil nobody can tell whether {signing.certificate} is "
+            "enrolled in the machine's firmware.",
+            "Install it (Debian, Ubuntu: package mokutil).",
+        )
+    if "is already in the enrollment request" in answer:
+        return (
+            f"and {signing.certificate} is not enrolled yet.",
+            "Restart the machine, and confirm the request at its console.",
+        )
+    said = f" mokutil says: {'; '.join(answer.splitlines())}." if answer else ""
+    own = " (dkms generate_mok makes it)" if signing.certificate == DKMS_CERTIFICATE else ""
+    return (
+        "and the machine's firmware does not know the key that DKMS signs with, by its "
+        f"certificate {signing.certificate}.{said}",
+        f"Either enroll that key: mokutil --import {signing.certificate}{own}, restart, and "
+        "confirm at the console. Or set guest_signing_key and guest_signing_cert to a key whose "
+        "certificate is enrolled.",
+    )
 
 
 Check = Callable[[Facts], Iterator[Finding]]

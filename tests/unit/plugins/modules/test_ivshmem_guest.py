@@ -166,6 +166,44 @@ def test_is_secure_boot_noticed(
     assert ("secure_boot" in found) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # The exit code says one thing in some versions, and another in others.
+        ("echo $2 is already enrolled; exit 1", ""),
+        ("echo $2 is already enrolled", ""),
+        ("echo $2 is already in the built-in trusted keyring >&2; exit 255", ""),
+        ("echo $2 is not enrolled", "/root/mok.der is not enrolled."),
+        (None, "without the command mokutil"),
+    ],
+)
+def test_is_mokutil_asked_about_the_certificate(
+    run: Run,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str | None,
+    expected: str,
+) -> None:
+    machine.put("root/mok.der", "certificate")
+    machine.put("sys/module/module/parameters/sig_enforce", "Y\n")
+    monkeypatch.setattr(io, "PATH", str(machine.root / "bin"))
+    if answer is not None:
+        machine.put("bin/mokutil", f"#!/bin/sh\n{answer}\n")
+        (machine.root / "bin/mokutil").chmod(0o755)
+    build = run(certificate="/root/mok.der")["guest"]["build"]
+    found = [one["why"] for one in build if one["feature"] == "secure_boot"]
+    assert len(found) == bool(expected)
+    assert expected in "".join(found)
+
+
+def test_is_mokutil_asked_only_where_signatures_matter(
+    run: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.put("var/lib/dkms/mok.pub", "certificate")
+    monkeypatch.setattr(io, "_tested", lambda _certificate: pytest.fail("asked"))
+    assert run()["guest"]["build"]
+
+
 def test_does_a_drain_come_and_go(run: Run, machine: Machine) -> None:
     machine.load_module()
     machine.plug()

@@ -15,6 +15,7 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.guest impo
     Device,
     Facts,
     Module,
+    Signing,
     describe,
     parse_status,
 )
@@ -57,6 +58,11 @@ def features(facts: Facts, part: str = "missing") -> list[str]:
 def with_status(**changes: Any) -> Facts:
     status = {**parse_status(STATUS), **changes}
     return replace(GOOD, devices=(replace(DEVICE, status=status),))
+
+
+def with_signing(answer: str | None, certificate: str = "/root/mok.der") -> Facts:
+    answer = f"{certificate} {answer}" if answer else answer
+    return replace(GOOD, signing=Signing(True, certificate, answer))
 
 
 def with_module(**changes: Any) -> Facts:
@@ -141,12 +147,54 @@ def test_does_what_stops_nothing_stop_nothing(facts: Facts, expected: list[str])
         (replace(GOOD, headers=False), ["headers"]),
         (replace(GOOD, headers_typed=False), ["headers_btf"]),
         (replace(GOOD, commands=frozenset({"make", "gcc"})), ["dkms", "pahole"]),
-        (replace(GOOD, signatures=True), ["secure_boot"]),
-        (replace(GOOD, signatures=True, enrolled=True), []),
+        (with_signing("is not enrolled"), ["secure_boot"]),
+        (with_signing("is already enrolled"), []),
     ],
 )
 def test_is_what_a_build_lacks_named(facts: Facts, expected: list[str]) -> None:
     assert features(facts, "build") == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "why", "fix"),
+    [
+        (None, "without the command mokutil", "package mokutil"),
+        ("is not enrolled", "does not know the key", "mokutil --import /root/mok.der, restart"),
+        ("is already in the enrollment request", "is not enrolled yet", "at its console"),
+        ("", "by its certificate /root/mok.der.", "mokutil --import"),
+        ("is blocked in dbx", "mokutil says: /root/mok.der is blocked in dbx.", "mokutil --import"),
+    ],
+)
+def test_is_a_certificate_that_is_not_known_explained(
+    answer: str | None, why: str, fix: str
+) -> None:
+    (found,) = describe(with_signing(answer))["build"]
+    assert why in found["why"]
+    assert fix in found["fix"]
+    assert "generate_mok" not in found["fix"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "trusted"),
+    [
+        ("is already enrolled", True),
+        ("is already in db", True),
+        ("is already in the built-in trusted keyring", True),
+        ("is already in the enrollment request", False),
+        ("is blocked in MokListX", False),
+        ("is not enrolled", False),
+    ],
+)
+def test_is_what_mokutil_says_understood(answer: str, trusted: bool) -> None:
+    # Some kernels do not let it read their keys, which it says before.
+    noise = "Failed to access kernel trusted keyring: Required key not available\n"
+    for said in (f"/root/mok.der {answer}", f"{noise}/root/mok.der {answer}"):
+        assert Signing(True, "/root/mok.der", said).trusted == trusted
+
+
+def test_is_dkms_own_key_one_that_dkms_makes() -> None:
+    (found,) = describe(with_signing("", guest.DKMS_CERTIFICATE))["build"]
+    assert f"mokutil --import {guest.DKMS_CERTIFICATE} (dkms generate_mok" in found["fix"]
 
 
 def test_does_the_kernels_last_word_about_a_device_come_through() -> None:
