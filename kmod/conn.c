@@ -495,23 +495,17 @@ static int conns_each(struct tcp_sm_region *region, bool (*pick)(struct tcp_sm_c
 }
 
 /*
- * The socket's lock, in BH, if no process has it. One that keeps it, say because
- * the memory it receives into is slow to come, must not stop those who look after
- * all connections; they come again.
+ * Calls `act` with the socket's lock, in BH, if no process has it. One that keeps
+ * it, say because the memory it receives into is slow to come, must not stop
+ * those who look after all connections; they come again.
  */
-static bool try_lock(struct sock *sk)
+static void try_locked(struct tcp_sm_conn *conn, struct sock *sk,
+		       void (*act)(struct tcp_sm_conn *conn, struct sock *sk))
 {
 	local_bh_disable();
 	bh_lock_sock(sk);
-	if (!sock_owned_by_user(sk))
-		return true;
-	bh_unlock_sock(sk);
-	local_bh_enable();
-	return false;
-}
-
-static void unlock(struct sock *sk)
-{
+	if (!sock_owned_by_user(sk) && tcp_sm_conn_of(sk) == conn)
+		act(conn, sk);
 	bh_unlock_sock(sk);
 	local_bh_enable();
 }
@@ -565,13 +559,15 @@ static bool pick_failed(struct tcp_sm_conn *conn)
 	return conn->phase == TCP_SM_PENDING && conn->sk->sk_state == TCP_CLOSE;
 }
 
+static void withdraw(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	if (pick_failed(conn))
+		tcp_sm_conn_restore(conn);
+}
+
 static void act_withdraw(struct tcp_sm_conn *conn, struct sock *sk)
 {
-	if (!try_lock(sk))
-		return;
-	if (tcp_sm_conn_of(sk) == conn && pick_failed(conn))
-		tcp_sm_conn_restore(conn);
-	unlock(sk);
+	try_locked(conn, sk, withdraw);
 }
 
 /* Offers that nobody will answer any more hold no slot. */
@@ -605,21 +601,23 @@ static bool pick_doubtful(struct tcp_sm_conn *conn)
 	return !tcp_sm_slot_intact(conn, word) || unjoined(conn, word) || deserted(conn, word);
 }
 
-static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
+static void confirm(struct tcp_sm_conn *conn, struct sock *sk)
 {
 	u64 word;
 
-	if (!try_lock(sk))
+	if (!pick_doubtful(conn))
 		return;
-	if (tcp_sm_conn_of(sk) == conn && pick_doubtful(conn)) {
-		word = READ_ONCE(conn->shm->word);
-		if (!tcp_sm_slot_intact(conn, word) ||
-		    (unjoined(conn, word) && time_after(jiffies, conn->settled + UNJOINED_MAX)))
-			tcp_sm_conn_break(conn);
-		else
-			__tcp_send_ack(sk, tcp_sk(sk)->rcv_nxt, 0);
-	}
-	unlock(sk);
+	word = READ_ONCE(conn->shm->word);
+	if (!tcp_sm_slot_intact(conn, word) ||
+	    (unjoined(conn, word) && time_after(jiffies, conn->settled + UNJOINED_MAX)))
+		tcp_sm_conn_break(conn);
+	else
+		__tcp_send_ack(sk, tcp_sk(sk)->rcv_nxt, 0);
+}
+
+static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	try_locked(conn, sk, confirm);
 }
 
 /*
@@ -649,14 +647,15 @@ static bool pick_unarmed(struct tcp_sm_conn *conn)
 	       !READ_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->want_data);
 }
 
+static void arm(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	if (pick_unarmed(conn) && (tcp_sm_ops_poll(conn, 1) & TCP_SM_READABLE))
+		sk->sk_data_ready(sk);
+}
+
 static void act_arm(struct tcp_sm_conn *conn, struct sock *sk)
 {
-	if (!try_lock(sk))
-		return;
-	if (tcp_sm_conn_of(sk) == conn && pick_unarmed(conn) &&
-	    (tcp_sm_ops_poll(conn, 1) & TCP_SM_READABLE))
-		sk->sk_data_ready(sk);
-	unlock(sk);
+	try_locked(conn, sk, arm);
 }
 
 /* Programs that wait for a signal ask nobody for it, so the module looks for them. */

@@ -136,6 +136,16 @@ static int wait_settled(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
 	return err;
 }
 
+/*
+ * Large calls move the ring in pieces and publish each, so that the peer wakes up
+ * and works on the first while this end works on the next. Waking takes longer
+ * than copying.
+ */
+static u32 piece(const struct tcp_sm_conn *conn, u32 dir)
+{
+	return conn->half[dir].size / 4;
+}
+
 /* Did the peer close, or shut down both directions? Then it reads nothing any more. */
 static bool tx_closed(struct tcp_sm_conn *conn)
 {
@@ -201,7 +211,7 @@ static int ring_send(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 	sk_clear_bit(SOCKWQ_ASYNC_NOSPACE, sk);
 	do {
 		struct tcp_sm_io io = {
-			.len = min_t(size_t, msg_data_left(msg), INT_MAX),
+			.len = min_t(size_t, msg_data_left(msg), piece(conn, TCP_SM_TX)),
 			.iter = &msg->msg_iter,
 		};
 
@@ -455,8 +465,12 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 		bool ended = rx_ended(sk);
 		/* Both ends of the stream are looked at before the ring: see above. */
 		bool left = smp_load_acquire(&conn->lane[TCP_SM_RX]->left);
+		/* Then the next piece is this call's, too, and nobody sleeps before it. */
+		bool more = len - copied > piece(conn, TCP_SM_RX) &&
+			    !(flags & MSG_PEEK) &&
+			    tcp_sm_ring_used(conn, TCP_SM_RX) > (int)piece(conn, TCP_SM_RX);
 		struct tcp_sm_io io = {
-			.len = min_t(size_t, len - copied, INT_MAX),
+			.len = min_t(size_t, len - copied, more ? piece(conn, TCP_SM_RX) : INT_MAX),
 			.iter = &msg->msg_iter,
 		};
 		int n;
@@ -467,7 +481,7 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 		}
 		if (flags & MSG_TRUNC)
 			io.flags |= TCP_SM_IO_DISCARD;
-		if (rx_alone(sk, conn, timeo))
+		if (more || rx_alone(sk, conn, timeo))
 			io.flags |= TCP_SM_IO_ALONE;
 		n = conn->broken ? -EPROTO : tcp_sm_ops_recvmsg(conn, &io);
 		if (!n && !left && rx_stray(sk, conn))
@@ -475,9 +489,14 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 		if (n == -EPROTO)
 			tcp_sm_conn_break(conn);
 		err = n;
-		if (n < 0)
+		if (n < 0) {
+			if (more && !conn->broken)
+				tcp_sm_ops_poll(conn, 1);	/* the wish that it left out */
 			break;
+		}
 		copied += n;
+		if (more && n)
+			continue;
 		if (copied >= target || (len ? copied == len : rx_unread(conn)))
 			break;
 		if (n)
