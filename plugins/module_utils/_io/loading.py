@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,7 +55,12 @@ def read_object(spec: ObjectSpec) -> tuple[bytes, str]:
     not read again."""
     path = spec.path
     try:
-        with open(path, "rb") as file:
+        # The lock is held, so nothing may be waited for, as a FIFO's writer.
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"Cannot read {path}: it is not a plain file, as BPF objects are.")
             data = file.read()
     except FileNotFoundError:
         raise MissingError(

@@ -127,7 +127,7 @@ def _plan(spec: RegionSpec, file: RegionFile, check: bool) -> Region:
     """The region as wanted. Raises TcpSmError."""
     region = file.read()
     if region.name != spec.name:
-        raise _other_region(spec, region.name)
+        raise _other_region(spec.name, spec.path, region.name)
     used = [
         process
         for process in users_of(spec.path)
@@ -159,10 +159,10 @@ def _leaves(process: Process, region: Region, spec: RegionSpec) -> bool:
     return any(one and not one.automatic and one.owner not in owners for one in chunks)
 
 
-def _other_region(spec: RegionSpec, name: str) -> RegionError:
+def _other_region(wanted: str, path: str, name: str) -> RegionError:
     return RegionError(
-        f"Cannot use {spec.path} for region {spec.name}: it is region {name}. Name another path, "
-        "or remove that region first."
+        f"Cannot use {path} for region {wanted}: it is region {name}. Name another path, or remove "
+        "that region first."
     )
 
 
@@ -171,7 +171,7 @@ def _remove(spec: RegionSpec, check: bool) -> Result:
         return Result(False)
     data = _describe_any(spec.path)
     if data.get("name", spec.name) != spec.name:
-        raise _other_region(spec, data["name"])
+        raise _other_region(spec.name, spec.path, data["name"])
     users = [process for process in users_of(spec.path) if not is_agent(process)]
     if users and not spec.force:
         raise RegionError(
@@ -230,6 +230,8 @@ def apply_chunk(spec: ChunkSpec, check: bool = False, lock_path: str = LOCK_PATH
 def _apply_chunk(spec: ChunkSpec, file: RegionFile, check: bool) -> Result:
     def plan() -> Region:
         region = file.read()
+        if region.name != spec.region:
+            raise _other_region(spec.region, spec.path, region.name)
         used = chunks_in_use(region, users_of(spec.path))
         if spec.state == "absent":
             return remove_chunk(region, spec.owner, used)

@@ -208,10 +208,13 @@ def _plain_bytes(value: Any, size: int, at: str) -> bytes:
         )
     if isinstance(value, str):
         return parse_bytes(value, size, False, at)
+    wrong = InputError(f"{at}: {value!r} is not hex digits or a list of {size} bytes")
+    if not isinstance(value, list):
+        raise wrong  # bytes(12) would be twelve zeroes
     try:
         raw = bytes(value)
     except (TypeError, ValueError):
-        raise InputError(f"{at}: {value!r} is not hex digits or a list of {size} bytes") from None
+        raise wrong from None
     if len(raw) != size:
         raise InputError(f"{at}: {len(raw)} bytes were given, {size} are needed")
     return raw

@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,11 @@ from typing import Any
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import (
     HEAD_SIZE,
+    SLOT_FLAGS,
+    SLOT_SIZE,
+    SLOTS_OFFSET,
     Chunk,
+    member_offset,
     parse_region,
 )
 
@@ -425,7 +430,28 @@ class Lab:
         try:
             lib.wait_for("no connection, no slot", lambda: not self.left(), seconds)
         except TimeoutError:
-            raise AssertionError(f"left behind: {self.left()}") from None
+            words = {guest.name: self.words(guest) for guest in self.guests}
+            beats = [self.beat(guest) for guest in self.guests]
+            time.sleep(1)
+            beats += [self.beat(guest) for guest in self.guests]
+            raise AssertionError(
+                f"left behind: {self.left()}; words {words}; beats, a second apart: {beats}"
+            ) from None
+
+    def words(self, guest: Guest) -> dict[int, str]:
+        """State words of the slots of a guest's chunk that are not free."""
+        chunk = self.chunk(guest)
+        with self.region.open("rb") as file:
+            file.seek(chunk.offset + SLOTS_OFFSET)
+            slots = file.read(chunk.slots * SLOT_SIZE)
+        found = (struct.unpack_from("<Q", slots, at)[0] for at in range(0, len(slots), SLOT_SIZE))
+        return {slot: hex(word) for slot, word in enumerate(found) if word & SLOT_FLAGS}
+
+    def beat(self, guest: Guest) -> int:
+        """What shows that a guest's module looks after its region."""
+        with self.region.open("rb") as file:
+            file.seek(self.chunk(guest).offset + member_offset("tcp_sm_chunk_header", "beat"))
+            return int.from_bytes(file.read(4), "little")
 
     def device(self, guest: Guest, provider: str) -> str:
         """PCI address of one of a guest's devices."""

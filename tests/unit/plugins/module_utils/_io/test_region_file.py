@@ -36,7 +36,10 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors imp
     MissingError,
     TcpSmError,
 )
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import ChunkState
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import (
+    ChunkState,
+    RegionError,
+)
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region_spec import (
     ChunkSpec,
     RegionSpec,
@@ -223,6 +226,16 @@ def test_one_agent_claims_a_region_and_gives_away_none_of_its_locks(
     second.claim()
     os.close(given)
     second.close()
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_a_chunk_of_another_region_is_left_alone(declare: Declare, state: str) -> None:
+    declare.region()
+    declare.chunk()
+    before = declare.content()
+    with pytest.raises(RegionError, match="for region tenant9: it is region lab"):
+        declare.chunk(region="tenant9", state=state)
+    assert declare.content() == before
 
 
 def test_a_new_chunk_begins_empty(declare: Declare, path: str) -> None:

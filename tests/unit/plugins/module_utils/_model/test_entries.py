@@ -152,7 +152,7 @@ def test_are_bytes_without_type_information_hexadecimal(value: Any, raw: str) ->
     assert codec.show_value(number(5) + number(1)) == (1 << 32) + 5
 
 
-@pytest.mark.parametrize("value", ["abcd", "zz", [1, 2], [256, 0, 0], 5])
+@pytest.mark.parametrize("value", ["abcd", "zz", [1, 2], [256, 0, 0], 5, 3])
 def test_are_bytes_of_another_size_refused(value: Any) -> None:
     with pytest.raises(InputError):
         Codec("hash", 3, 4).key(value, "key")
