@@ -13,6 +13,11 @@
  *   main.c       module init and exit
  *
  * Nothing above the provider knows where a region's memory comes from.
+ *
+ * Other kernels work in a region at the same time, even where this one has only
+ * one CPU. So what changes or orders words of it is sync_ or virt_: Linux takes
+ * the lock prefix out of all other atomic operations, modules' too, when it
+ * boots with one CPU.
  */
 #ifndef TCP_SM_CHANNEL_H
 #define TCP_SM_CHANNEL_H
@@ -21,6 +26,7 @@
 #include <linux/refcount.h>
 #include <linux/siphash.h>
 #include <linux/workqueue.h>
+#include <asm/sync_bitops.h>
 #include <net/sock.h>
 #include <net/tcp.h>
 

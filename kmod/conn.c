@@ -225,9 +225,9 @@ void tcp_sm_conn_notify(struct tcp_sm_conn *conn)
 		return;
 	row = (void *)header + TCP_SM_INBOX_OFFSET + conn->chunk * TCP_SM_INBOX_ROW;
 	/* A bit that is set already was followed by a doorbell, or will be. */
-	if (test_and_set_bit(conn->slot, row))
+	if (sync_test_and_set_bit(conn->slot, row))
 		return;
-	set_bit(conn->chunk, (unsigned long *)header->summary);
+	sync_set_bit(conn->chunk, (unsigned long *)header->summary);
 	conn->region->provider->doorbell(conn->region, conn->peer);
 }
 
@@ -317,8 +317,8 @@ void tcp_sm_conn_leave_tx(struct tcp_sm_conn *conn)
 		return;
 	tx->left = 1;
 	/* `left` after the last byte: the reader's acquire sees the final head. */
-	smp_store_release(&conn->lane[TCP_SM_TX]->left, 1);
-	smp_mb();	/* `left` before the bell, and before any TCP segment */
+	virt_store_release(&conn->lane[TCP_SM_TX]->left, 1);
+	virt_mb();	/* `left` before the bell, and before any TCP segment */
 	tcp_sm_conn_notify(conn);
 }
 
@@ -360,7 +360,7 @@ static void leave_ring(struct tcp_sm_conn *conn)
 	tcp_sm_conn_leave_tx(conn);
 	if (!rx->left && !peer_ended(conn->sk)) {
 		/* `left` before head, as its writer has it. */
-		if (!smp_load_acquire(&conn->lane[TCP_SM_RX]->left)) {
+		if (!virt_load_acquire(&conn->lane[TCP_SM_RX]->left)) {
 			/* A bell that came before it joined told it nothing. */
 			tcp_sm_conn_notify(conn);
 			return;

@@ -284,7 +284,7 @@ static int join(struct tcp_sm_region *region, struct sock *sk, const struct tcp_
 	 * reversed, and the place in the inbox before the client's `left`: its bell
 	 * may have come too early.
 	 */
-	smp_mb();
+	virt_mb();
 	if (READ_ONCE(region->closing) || READ_ONCE(conn->lane[TCP_SM_RX]->left))
 		tcp_sm_conn_leave_soon(conn);
 	return 0;

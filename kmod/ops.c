@@ -100,7 +100,7 @@ __bpf_kfunc int tcp_sm_copy_out(struct tcp_sm_conn *conn, struct tcp_sm_io *io, 
 /* Everything before is visible to the peer before everything after. */
 __bpf_kfunc void tcp_sm_barrier(void)
 {
-	smp_mb();	/* what it orders, the programs say */
+	virt_mb();	/* what it orders, the programs say */
 }
 
 /* Ring the peer's bell for this connection. */

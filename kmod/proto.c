@@ -443,7 +443,7 @@ static bool rx_stray(struct sock *sk, struct tcp_sm_conn *conn)
 	const struct sk_buff *skb = skb_peek(&sk->sk_receive_queue);
 
 	/* `left` after the bytes were seen: their sender wrote it before them. */
-	return skb && skb->len && !smp_load_acquire(&conn->lane[TCP_SM_RX]->left);
+	return skb && skb->len && !virt_load_acquire(&conn->lane[TCP_SM_RX]->left);
 }
 
 /*
@@ -464,7 +464,7 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 	for (;;) {
 		bool ended = rx_ended(sk);
 		/* Both ends of the stream are looked at before the ring: see above. */
-		bool left = smp_load_acquire(&conn->lane[TCP_SM_RX]->left);
+		bool left = virt_load_acquire(&conn->lane[TCP_SM_RX]->left);
 		/* Then the next piece is this call's, too, and nobody sleeps before it. */
 		bool more = len - copied > piece(conn, TCP_SM_RX) &&
 			    !(flags & MSG_PEEK) &&
@@ -730,7 +730,7 @@ static void close_rx(struct sock *sk, struct tcp_sm_conn *conn)
 	if (conn->broken)
 		return;
 	WRITE_ONCE(conn->lane[TCP_SM_RX]->closed, 1);
-	smp_mb();	/* the word before FIN or bell, and before the look at what is unread */
+	virt_mb();	/* the word before FIN or bell, and before the look at what is unread */
 	if (!((1 << sk->sk_state) & (TCPF_ESTABLISHED | TCPF_CLOSE_WAIT)))
 		tcp_sm_conn_notify(conn);
 }

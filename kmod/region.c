@@ -203,7 +203,7 @@ static void say_seen(struct tcp_sm_region *region, u32 first, const u32 *epochs,
 			inbox_catch_up(region, first + i);
 		region->seen[first + i] = epochs[i];
 		/* After the last access to a slot of that life. */
-		smp_store_release(&region->header->seen[first + i], epochs[i]);
+		virt_store_release(&region->header->seen[first + i], epochs[i]);
 	}
 }
 
@@ -270,7 +270,7 @@ static void repair_header(struct tcp_sm_region *region)
 	WRITE_ONCE(header->index, region->own.index);
 	WRITE_ONCE(header->epoch, region->own.epoch);
 	/* Peers look at the rest only behind the magic number. */
-	smp_store_release(&header->magic, TCP_SM_CHUNK_MAGIC);
+	virt_store_release(&header->magic, TCP_SM_CHUNK_MAGIC);
 }
 
 static void attention_work(struct work_struct *work)
@@ -397,7 +397,7 @@ static int take_chunk(struct tcp_sm_region *region, u32 self)
 	region->header->index = self;
 	region->header->epoch = region->own.epoch;
 	/* Peers look at the rest only behind the magic number. */
-	smp_store_release(&region->header->magic, TCP_SM_CHUNK_MAGIC);
+	virt_store_release(&region->header->magic, TCP_SM_CHUNK_MAGIC);
 	return 0;
 }
 

@@ -35,10 +35,10 @@ int tcp_sm_ring_used(struct tcp_sm_conn *conn, u32 dir)
 		own = READ_ONCE(half->index);
 		if (dir == TCP_SM_TX) {
 			/* The reader copied before it freed the room. */
-			used = own - smp_load_acquire(&lane->tail);
+			used = own - virt_load_acquire(&lane->tail);
 		} else {
 			/* The writer's bytes come before its index. */
-			used = smp_load_acquire(&lane->head) - own;
+			used = virt_load_acquire(&lane->head) - own;
 		}
 	} while (used > half->size && own != READ_ONCE(half->index));
 	return used <= half->size ? used : -EPROTO;
@@ -95,7 +95,7 @@ int tcp_sm_ring_sendmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 		return used;
 	if (used == tx->size) {
 		WRITE_ONCE(lane->want_space, 1);
-		smp_mb();	/* the wish before the look, see above */
+		virt_mb();	/* the wish before the look, see above */
 		used = tcp_sm_ring_used(conn, TCP_SM_TX);
 		if (used < 0 || used == tx->size)
 			return used < 0 ? used : 0;
@@ -107,8 +107,8 @@ int tcp_sm_ring_sendmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 	tx->bytes += n;
 	tx->msgs++;
 	/* The bytes before the index. */
-	smp_store_release(&lane->head, tx->index);
-	smp_mb();	/* the bytes before the look, see above */
+	virt_store_release(&lane->head, tx->index);
+	virt_mb();	/* the bytes before the look, see above */
 	if (READ_ONCE(lane->want_data)) {
 		WRITE_ONCE(lane->want_data, 0);
 		tcp_sm_conn_notify(conn);
@@ -125,11 +125,11 @@ int tcp_sm_ring_sendmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 static void rearm(struct tcp_sm_conn *conn, const struct tcp_sm_io *io, int unread)
 {
 	if (io->flags & TCP_SM_IO_ALONE) {
-		smp_mb();	/* as below: tail before want_space */
+		virt_mb();	/* as below: tail before want_space */
 		return;
 	}
 	WRITE_ONCE(conn->lane[TCP_SM_RX]->want_data, 1);
-	smp_mb();	/* the wish before the look, see above */
+	virt_mb();	/* the wish before the look, see above */
 	if (tcp_sm_ring_used(conn, TCP_SM_RX) > unread)
 		conn->sk->sk_data_ready(conn->sk);
 }
@@ -156,7 +156,7 @@ int tcp_sm_ring_recvmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 	rx->bytes += n;
 	rx->msgs++;
 	/* The copy before the index. */
-	smp_store_release(&lane->tail, rx->index);
+	virt_store_release(&lane->tail, rx->index);
 	rearm(conn, io, used - n);	/* its barrier also stands between tail and want_space */
 	if (READ_ONCE(lane->want_space) && rx->size - (used - n) >= rx->size / 4) {
 		WRITE_ONCE(lane->want_space, 0);
@@ -182,7 +182,7 @@ u32 tcp_sm_ring_poll(struct tcp_sm_conn *conn, u32 lowat)
 	WRITE_ONCE(READ_ONCE(conn->lane[TCP_SM_RX])->want_data, 1);
 	if (used >= 0 && tx_size - used < tx_size / 4)
 		WRITE_ONCE(lane->want_space, 1);
-	smp_mb();	/* the wishes before the looks, see above */
+	virt_mb();	/* the wishes before the looks, see above */
 	unread = tcp_sm_ring_used(conn, TCP_SM_RX);
 	used = tcp_sm_ring_used(conn, TCP_SM_TX);
 	if (unread < 0 || used < 0)

@@ -63,7 +63,7 @@ bool tcp_sm_slot_move(struct tcp_sm_slot *slot, u32 nonce, u32 from, u32 to)
 {
 	u64 old = TCP_SM_SLOT_WORD(nonce, from);
 
-	return cmpxchg(&slot->word, old, TCP_SM_SLOT_WORD(nonce, to)) == old;
+	return sync_cmpxchg(&slot->word, old, TCP_SM_SLOT_WORD(nonce, to)) == old;
 }
 
 static void slot_release(struct tcp_sm_region *region, u32 slot)
@@ -158,7 +158,7 @@ int tcp_sm_slot_take(struct tcp_sm_region *region, u32 nonce)
 	shm->lane[0].want_data = 1;
 	shm->lane[1].want_data = 1;
 	/* Whoever finds the offer finds empty lanes. */
-	smp_store_release(&shm->word, TCP_SM_SLOT_WORD(nonce, TCP_SM_SLOT_OFFERED));
+	virt_store_release(&shm->word, TCP_SM_SLOT_WORD(nonce, TCP_SM_SLOT_OFFERED));
 	return slot;
 }
 
@@ -179,7 +179,7 @@ static bool slot_server_stays(struct tcp_sm_conn *conn)
 		u64 new = joined ? old | TCP_SM_SLOT_CLIENT_LEFT :
 				   TCP_SM_SLOT_WORD(conn->nonce, TCP_SM_SLOT_FREE);
 
-		if (cmpxchg(word, old, new) == old)
+		if (sync_cmpxchg(word, old, new) == old)
 			return joined;
 	}
 	return false;
@@ -209,16 +209,15 @@ static void slot_leave_client(struct tcp_sm_conn *conn)
 /* This end will not touch the slot any more. Called once, the sender of the last byte first. */
 void tcp_sm_slot_leave(struct tcp_sm_conn *conn)
 {
-	u64 joined = TCP_SM_SLOT_WORD(conn->nonce, TCP_SM_SLOT_JOINED);
+	const u32 joined = TCP_SM_SLOT_JOINED, alone = joined | TCP_SM_SLOT_CLIENT_LEFT;
+	const u32 left = TCP_SM_SLOT_SERVER_LEFT;
 
 	if (!conn->shm)
 		return;
-	if (conn->side == TCP_SM_IS_CLIENT) {
+	if (conn->side == TCP_SM_IS_CLIENT)
 		slot_leave_client(conn);
-	} else if (cmpxchg(&conn->shm->word, joined, joined | TCP_SM_SLOT_SERVER_LEFT) != joined) {
-		joined |= TCP_SM_SLOT_CLIENT_LEFT;
-		cmpxchg(&conn->shm->word, joined, joined | TCP_SM_SLOT_SERVER_LEFT);
-	}
+	else if (!tcp_sm_slot_move(conn->shm, conn->nonce, joined, joined | left))
+		tcp_sm_slot_move(conn->shm, conn->nonce, alone, alone | left);
 	conn->shm = NULL;
 }
 
