@@ -88,7 +88,8 @@ struct tcp_sm_chunk_header {
 	__u32 index;
 	__u32 epoch;		/* of the life that wrote this header */
 	__u32 beat;		/* counts on while its module looks after the region */
-	__u8 pad[44];
+	__u32 awake;		/* 1: its module looks at the inbox all the time; ring no bell */
+	__u8 pad[40];
 	/* Bit i: row i of the inbox has something. Written by peers, own line. */
 	__u64 summary[TCP_SM_CHUNKS_MAX / 64];
 	__u32 attention;	/* 1: an epoch changed, look at the table */

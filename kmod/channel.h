@@ -4,6 +4,7 @@
  *
  *   ivshmem.c    a region from a PCI device 1af4:1110      (a provider)
  *   region.c     geometry of a region, checked; its doorbells; its life
+ *   poller.c     threads that look at the inbox, with and without interrupts
  *   slot.c       slots of the own chunk and the state word
  *   conn.c       connections: life, lookup, wake-up, leaving
  *   handshake.c  offer, check, settle, join: kfuncs of the sockops programs
@@ -60,6 +61,18 @@ struct tcp_sm_linger {
 	unsigned long since;		/* jiffies */
 };
 
+/* At least one wait of so many spins, however often that was in vain. */
+#define TCP_SM_SPIN_REST_MAX 63
+
+/* The thread that looks at the inbox. */
+struct tcp_sm_poller {
+	struct task_struct *task;
+	wait_queue_head_t wait;
+	bool wanted;			/* by a bell, until the thread sleeps again */
+	int rest;			/* bells that it sleeps through, until one wakes it */
+	int step;			/* how many they were last time */
+};
+
 struct tcp_sm_region {
 	const struct tcp_sm_provider *provider;
 	void *provider_data;
@@ -96,8 +109,7 @@ struct tcp_sm_region {
 	struct work_struct event;	/* softirq: look at the inbox */
 	struct work_struct attention;	/* process: look at the chunk table */
 	struct delayed_work watch;	/* likewise, every half second */
-	struct task_struct *poller;
-	wait_queue_head_t poller_wait;
+	struct tcp_sm_poller poller;
 };
 
 enum tcp_sm_phase {
@@ -173,8 +185,16 @@ bool tcp_sm_region_ready(struct tcp_sm_region *region);
 bool tcp_sm_region_alive(struct tcp_sm_region *region, u32 index, u32 epoch);
 bool tcp_sm_region_silent(struct tcp_sm_region *region, u32 index);
 void tcp_sm_region_event(struct tcp_sm_region *region);
-void tcp_sm_region_busy(struct tcp_sm_region *region);
+bool tcp_sm_region_pending(struct tcp_sm_region *region);
+bool tcp_sm_region_look(struct tcp_sm_region *region);
 int tcp_sm_region_drain(struct tcp_sm_region *region, unsigned int timeout_ms);
+
+/* poller.c */
+extern unsigned int tcp_sm_spin_us;
+int tcp_sm_poller_start(struct tcp_sm_region *region);
+void tcp_sm_poller_stop(struct tcp_sm_region *region);
+void tcp_sm_poller_busy(struct tcp_sm_region *region);
+void tcp_sm_poller_rung(struct tcp_sm_region *region);
 
 /* slot.c */
 int tcp_sm_slots_init(struct tcp_sm_region *region);

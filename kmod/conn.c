@@ -157,7 +157,7 @@ void tcp_sm_conn_install(struct tcp_sm_conn *conn)
 	region->opened++;
 	spin_unlock_bh(&region->conn_lock);
 	atomic_inc(&region->nconns);
-	tcp_sm_region_busy(region);
+	tcp_sm_poller_busy(region);
 }
 
 /*
@@ -228,7 +228,9 @@ void tcp_sm_conn_notify(struct tcp_sm_conn *conn)
 	if (sync_test_and_set_bit(conn->slot, row))
 		return;
 	sync_set_bit(conn->chunk, (unsigned long *)header->summary);
-	conn->region->provider->doorbell(conn->region, conn->peer);
+	virt_mb();	/* the bit before the look at `awake`, see poller.c */
+	if (!READ_ONCE(header->awake))
+		conn->region->provider->doorbell(conn->region, conn->peer);
 }
 
 /* Runs `work` of conn later, which holds the conn and the socket meanwhile. */

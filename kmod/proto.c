@@ -20,13 +20,6 @@
 
 #include "channel.h"
 
-static unsigned int spin_us = 200;
-module_param(spin_us, uint, 0644);
-MODULE_PARM_DESC(spin_us, "How long a blocking receive looks at the ring before it sleeps (us)");
-
-/* At least one receive of so many tries, however often that was in vain. */
-#define SPIN_REST_MAX 63
-
 struct ring_proto {
 	struct proto *base;
 	struct proto prot;
@@ -361,7 +354,7 @@ static bool rx_alone(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
  */
 static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
-	u64 end = ktime_get_ns() + READ_ONCE(spin_us) * NSEC_PER_USEC;
+	u64 end = ktime_get_ns() + READ_ONCE(tcp_sm_spin_us) * NSEC_PER_USEC;
 	bool ready;
 
 	release_sock(sk);
@@ -381,7 +374,7 @@ static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
  */
 static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
-	if (!READ_ONCE(spin_us))
+	if (!READ_ONCE(tcp_sm_spin_us))
 		return false;
 	if (conn->spin_rest) {
 		conn->spin_rest--;
@@ -391,7 +384,7 @@ static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 		conn->spin_step = 0;
 		return true;
 	}
-	conn->spin_step = min(2 * conn->spin_step + 1, SPIN_REST_MAX);
+	conn->spin_step = min(2 * conn->spin_step + 1, TCP_SM_SPIN_REST_MAX);
 	conn->spin_rest = conn->spin_step;
 	return false;
 }

@@ -12,15 +12,10 @@
  * memory (conns_check). A peer that starts later has no old connections.
  */
 #include <linux/delay.h>
-#include <linux/kthread.h>
 
 #include "channel.h"
 
 #define WATCH_INTERVAL (HZ / 2)
-
-static unsigned int poll_us = 50;
-module_param(poll_us, uint, 0644);
-MODULE_PARM_DESC(poll_us, "How often a region without interrupts is looked at (us)");
 
 static unsigned int silence_s = 15;
 module_param(silence_s, uint, 0644);
@@ -264,6 +259,7 @@ static void repair_header(struct tcp_sm_region *region)
 
 	if (!tcp_sm_region_alive(region, region->own.index, region->own.epoch))
 		return;		/* who has the chunk now? */
+	WRITE_ONCE(header->awake, 0);	/* if it is true, the poller says so again */
 	if (READ_ONCE(header->magic) == TCP_SM_CHUNK_MAGIC &&
 	    READ_ONCE(header->epoch) == region->own.epoch)
 		return;
@@ -295,8 +291,23 @@ static void watch_work(struct work_struct *work)
 	schedule_delayed_work(&region->watch, WATCH_INTERVAL);
 }
 
-static void inbox(struct tcp_sm_region *region)
+/* Is there something for tcp_sm_region_look()? */
+bool tcp_sm_region_pending(struct tcp_sm_region *region)
 {
+	const u64 *summary = region->header->summary;
+	u32 word;
+
+	for (word = 0; word < TCP_SM_CHUNKS_MAX / 64; word++) {
+		if (READ_ONCE(summary[word]))
+			return true;
+	}
+	return READ_ONCE(region->header->attention);
+}
+
+/* Do what the inbox asks for; returns whether it asked for anything. BH off. */
+bool tcp_sm_region_look(struct tcp_sm_region *region)
+{
+	bool found = false;
 	u32 word;
 
 	if (READ_ONCE(region->header->attention) && xchg(&region->header->attention, 0))
@@ -307,6 +318,7 @@ static void inbox(struct tcp_sm_region *region)
 		if (!READ_ONCE(region->header->summary[word]))
 			continue;
 		bits = xchg(&region->header->summary[word], 0);
+		found |= bits;
 		while (bits) {
 			u32 bit = __ffs(bits);
 
@@ -314,39 +326,21 @@ static void inbox(struct tcp_sm_region *region)
 			inbox_row(region, word * 64 + bit);
 		}
 	}
+	return found;
 }
 
 static void event_work(struct work_struct *work)
 {
-	inbox(container_of(work, struct tcp_sm_region, event));
+	struct tcp_sm_region *region = container_of(work, struct tcp_sm_region, event);
+
+	if (tcp_sm_region_look(region))
+		tcp_sm_poller_rung(region);
 }
 
 /* The provider's interrupt. */
 void tcp_sm_region_event(struct tcp_sm_region *region)
 {
 	queue_work(system_bh_wq, &region->event);
-}
-
-static int poller(void *data)
-{
-	struct tcp_sm_region *region = data;
-
-	while (!kthread_should_stop()) {
-		wait_event_interruptible(region->poller_wait, kthread_should_stop() ||
-					 atomic_read(&region->nconns));
-		local_bh_disable();
-		inbox(region);
-		local_bh_enable();
-		usleep_range(poll_us, poll_us + poll_us / 4 + 1);
-	}
-	return 0;
-}
-
-/* A first connection exists. */
-void tcp_sm_region_busy(struct tcp_sm_region *region)
-{
-	if (region->poller)
-		wake_up(&region->poller_wait);
 }
 
 static int check_superblock(struct tcp_sm_region *region)
@@ -401,19 +395,6 @@ static int take_chunk(struct tcp_sm_region *region, u32 self)
 	return 0;
 }
 
-static int start_poller(struct tcp_sm_region *region)
-{
-	struct task_struct *task;
-
-	if (region->provider->interrupts)
-		return 0;
-	task = kthread_run(poller, region, "tcp_sm_poll");
-	if (IS_ERR(task))
-		return PTR_ERR(task);
-	region->poller = task;
-	return 0;
-}
-
 static int publish(struct tcp_sm_region *region)
 {
 	int err = 0;
@@ -455,7 +436,6 @@ struct tcp_sm_region *tcp_sm_region_open(const struct tcp_sm_provider *provider,
 	INIT_WORK(&region->event, event_work);
 	INIT_WORK(&region->attention, attention_work);
 	INIT_DELAYED_WORK(&region->watch, watch_work);
-	init_waitqueue_head(&region->poller_wait);
 
 	err = check_superblock(region) ?: tcp_sm_conns_init(region);
 	if (err)
@@ -466,7 +446,7 @@ struct tcp_sm_region *tcp_sm_region_open(const struct tcp_sm_provider *provider,
 	err = tcp_sm_slots_init(region);
 	if (err)
 		goto clear_header;
-	err = start_poller(region);
+	err = tcp_sm_poller_start(region);
 	if (err)
 		goto free_slots;
 	err = publish(region);
@@ -479,8 +459,7 @@ struct tcp_sm_region *tcp_sm_region_open(const struct tcp_sm_provider *provider,
 	return region;
 
 stop_poller:
-	if (region->poller)
-		kthread_stop(region->poller);
+	tcp_sm_poller_stop(region);
 free_slots:
 	tcp_sm_slots_free(region);
 clear_header:
@@ -529,8 +508,7 @@ void tcp_sm_region_close(struct tcp_sm_region *region)
 
 	region->provider->quiesce(region);
 	cancel_delayed_work_sync(&region->watch);
-	if (region->poller)
-		kthread_stop(region->poller);
+	tcp_sm_poller_stop(region);
 	cancel_work_sync(&region->event);
 	cancel_work_sync(&region->attention);
 	synchronize_rcu();	/* polls that began with the old lanes */

@@ -20,6 +20,7 @@ from ringlab.guest import channel, scribble
 from ringlab.guest.lib import errno_name, wait_for
 from ringlab.guest.scribble import (
     ATTENTION,
+    AWAKE,
     CLOSED,
     HEAD,
     LEFT,
@@ -307,6 +308,17 @@ def test_a_bit_that_nobody_told_of(memory: Memory, played: Scene) -> None:
     assert not call.done(0.05)
     played.send(client, b"hello")
     assert call.result(3) == b"hello"
+
+
+def test_a_false_awake(memory: Memory, played: Scene) -> None:
+    """Who writes that a machine looks, though it does not, delays its wake-ups for a moment."""
+    client, server = played.pair(blocking=True)
+    call = server.later("recv", 5)
+    assert not call.done(0.05)
+    memory.put(memory.header(1) + AWAKE, 1)
+    played.send(client, b"hello")
+    assert call.result(3) == b"hello"
+    assert memory.get(memory.header(1) + AWAKE) == 0
 
 
 def test_another_superblock(memory: Memory, played: Scene) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 TABLE, ENTRY = 4096, 128
 INBOX, INBOX_ROW = 4096, 512
 SLOTS, SLOT, LANES, LANE = 135168, 512, 64, 128
-SUMMARY, ATTENTION, SEEN = 64, 96, 128
+AWAKE, SUMMARY, ATTENTION, SEEN = 20, 64, 96, 128
 HEAD, LEFT, WANT_SPACE, TAIL, WANT_DATA, CLOSED = 0, 4, 8, 64, 68, 72
 FIELDS = (HEAD, LEFT, WANT_SPACE, TAIL, WANT_DATA, CLOSED)
 JOINED = 3
@@ -144,6 +144,7 @@ def spoil_inbox(memory: Memory, chance: random.Random) -> None:
     )
     memory.put(header + SUMMARY + 4 * chance.randrange(8), chance.choice((0xFFFFFFFF, 3, 0)))
     memory.put(header + ATTENTION, chance.randrange(3))
+    memory.put(header + AWAKE, chance.randrange(2))
 
 
 def spoil_headers(memory: Memory, chance: random.Random) -> None:
