@@ -331,7 +331,7 @@ def parse_region(data: bytes, where: str) -> Region:
             f"Cannot read region {where}: it has version {raw['version']} and this collection "
             f"knows {REGION_VERSION}. Use the collection that made it, or make the region anew."
         )
-    chunks = tuple(_parse_entry(data, index) for index in range(CHUNKS_MAX))
+    chunks = tuple(_parse_entry(data, index, where) for index in range(CHUNKS_MAX))
     region = Region(_text(raw["name"]), raw["size"], raw["id"], _text(raw["host"]), chunks)
     if problem := next(problems(region), None):
         raise RegionError(
@@ -341,15 +341,15 @@ def parse_region(data: bytes, where: str) -> Region:
     return region
 
 
-def _parse_entry(data: bytes, index: int) -> Chunk:
+def _parse_entry(data: bytes, index: int, where: str) -> Chunk:
     offset = entry_offset(index)
     raw = _unpack("tcp_sm_chunk_entry", data[offset : offset + ENTRY_SIZE])
     try:
         state = ChunkState(raw["state"])
     except ValueError:
         raise RegionError(
-            f"Chunk {index} has the unknown state {raw['state']}: the region is damaged, or of "
-            "another version of this collection."
+            f"Cannot use region {where}: chunk {index} has the unknown state {raw['state']}. It is "
+            "damaged; stop its machines and make it anew (state absent, then present)."
         ) from None
     return Chunk(
         index,
@@ -382,6 +382,8 @@ def problems(region: Region) -> Iterator[str]:
         return
     if not any(region.id):
         yield "it has no identity"
+    if not NAME.fullmatch(region.name):
+        yield f"its superblock has the name {region.name!r}"
     owners: dict[str, int] = {}
     last: Chunk | None = None
     for chunk in sorted(region.used, key=lambda one: one.offset):

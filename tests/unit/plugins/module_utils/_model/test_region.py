@@ -174,6 +174,8 @@ DAMAGE: dict[str, tuple[tuple[Any, ...], str]] = {
     "version": (("tcp_sm_superblock", "version", b"\7\0\0\0"), "has version 7"),
     "size": (("tcp_sm_superblock", "size", b"\1" + bytes(7)), "says 1 bytes"),
     "identity": (("tcp_sm_superblock", "id", bytes(16)), "no identity"),
+    "name": (("tcp_sm_superblock", "name", b"\xff\xfe"), "has the name '��b'"),
+    "no name": (("tcp_sm_superblock", "name", bytes(64)), "has the name ''"),
     "state": (("tcp_sm_chunk_entry", "state", b"\x09\0\0\0", ENTRY), "unknown state 9"),
     "offset low": (("tcp_sm_chunk_entry", "offset", bytes(8), ENTRY), "lies at 0"),
     "offset odd": (("tcp_sm_chunk_entry", "offset", b"\1\0\1\0\0\0\0\0", ENTRY), "lies at 65537"),
@@ -199,7 +201,7 @@ def test_damage_is_named(kind: str) -> None:
     two = model.put_chunk(model.put_chunk(region(), "a", MIB, 4096), "b", MIB, 4096)
     data = image(two)
     put(data, *change)
-    with pytest.raises(RegionError, match=message):
+    with pytest.raises(RegionError, match=rf"^Cannot \w+ region /x: .*{message}"):
         model.parse_region(bytes(data), "/x")
 
 
