@@ -26,7 +26,7 @@ ROLES = ROOT / "roles"
 UTILS = ROOT / "plugins" / "module_utils"
 # What the agent shares with the modules.
 AGENT_SHARED = {
-    "_io": ("__init__", "lock", "process", "region", "region_state"),
+    "_io": ("__init__", "lock", "process", "region", "region_state", "room", "temporary"),
     "_model": ("__init__", "errors", "ivshmem", "region", "region_spec", "spec"),
 }
 # The role that loads an object.

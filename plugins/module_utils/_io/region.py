@@ -41,6 +41,8 @@ from .._model.region import (
     parse_region,
     size_text,
 )
+from .room import advice, check_room, explained, make_room, needs
+from .temporary import remove_leftovers, temporary_name
 
 LOCK_POLL = 0.02
 ID_MAX = (1 << 32) - 1  # what Linux takes for no user or group
@@ -96,11 +98,12 @@ def create_region(path: str, region: Region, making: Making = Making()) -> None:
 
     Raises TcpSmError with nothing left behind.
     """
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
-    with _explained(f"Cannot create region {region.name} at {path}", region.size, path):
+    remove_leftovers(path)
+    temporary = temporary_name(path)
+    with _creation(path, region, making.allocate):
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            set_size(fd, region.size, making.allocate)
+            make_room(fd, region, making.allocate)
             with mmap.mmap(fd, region.size) as memory:
                 for offset, data in pack_region(region).items():
                     memory[offset : offset + len(data)] = data
@@ -115,35 +118,15 @@ def create_region(path: str, region: Region, making: Making = Making()) -> None:
             os.close(fd)
 
 
-def set_size(fd: int, size: int, allocate: bool) -> None:
-    """Grow or shrink the file. Raises OSError."""
-    if allocate and size > os.fstat(fd).st_size:
-        os.posix_fallocate(fd, 0, size)
-    else:
-        os.ftruncate(fd, size)
+def check_creation(path: str, region: Region, allocate: bool) -> None:
+    """Raise what `create_region` would, as far as that can be told, and change nothing."""
+    with _creation(path, region, allocate):
+        check_room(path, region, allocate)
 
 
-@contextlib.contextmanager
-def _explained(attempt: str, size: int, path: str) -> Iterator[None]:
-    """Turn the system's refusal into a message."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise MissingError(
-            f"{attempt}: the folder {os.path.dirname(path)} does not exist. Create it, or mount "
-            "the file system (for huge pages: mount -t hugetlbfs none FOLDER)."
-        ) from None
-    except OSError as error:
-        advice = {
-            errno.ENOSPC: f"There is no room for {size_text(size)}: make the region smaller, or "
-            "give the file system more (mount -o remount,size=…; for huge pages "
-            "/proc/sys/vm/nr_hugepages).",
-            errno.EACCES: "Run as root, or as a user who may write there.",
-            errno.EPERM: "Run as root, or as a user who may write there.",
-            errno.EINVAL: "The size must be a multiple of the file system's page size "
-            "(/proc/meminfo, Hugepagesize).",
-        }.get(error.errno or 0, "")
-        raise TcpSmError(f"{attempt}: {error.strerror}. {advice}".strip()) from error
+def _creation(path: str, region: Region, allocate: bool) -> contextlib.AbstractContextManager[None]:
+    attempt = f"Cannot create region {region.name} at {path}"
+    return explained(attempt, needs(region, 0, allocate), path)
 
 
 class RegionFile:
@@ -154,15 +137,20 @@ class RegionFile:
     """
 
     def __init__(
-        self, path: str, read_only: bool = False, owners: Collection[int] | None = ()
+        self,
+        path: str,
+        read_only: bool = False,
+        owners: Collection[int] | None = (),
+        larger: bool = False,
     ) -> None:
         """`owners`: users whose file is trusted, besides root and ourselves; None: anybody's.
+        `larger`: it may have more bytes than its superblock says, as while it grows.
 
         Raises MissingError, ForeignError or RegionError.
         """
         if sys.byteorder != "little":
             raise RegionError(f"Cannot open region {path}: regions need a little-endian machine.")
-        self.path = path
+        self.path, self.larger = path, larger
         self._prot = mmap.PROT_READ | (0 if read_only else mmap.PROT_WRITE)
         self.fd = open_plain(path, os.O_RDONLY if read_only else os.O_RDWR)
         self._fence = threading.Lock()
@@ -240,16 +228,17 @@ class RegionFile:
 
     def read(self) -> Region:
         """The region now. Raises RegionError when it is damaged."""
-        if os.fstat(self.fd).st_size != self.mapped:
-            self._unmap()
-            self._map()
+        self._follow()
         region = parse_region(bytes(self._bytes[:HEAD_SIZE]), self.path)
-        if region.size != self.mapped:
-            raise RegionError(
-                f"Cannot use region {self.path}: its superblock says {size_text(region.size)}, the "
-                f"file has {size_text(self.mapped)}. Make it anew (state absent, then present)."
-            )
-        return region
+        if region.size == self.mapped or (self.larger and region.size < self.mapped):
+            return region
+        fix = "Make it anew (state absent, then present)."
+        if region.size < self.mapped:
+            fix = "A run that was to resize it did not end; run module ivshmem_region again."
+        raise RegionError(
+            f"Cannot use region {self.path}: its superblock says {size_text(region.size)}, the "
+            f"file has {size_text(self.mapped)}. {fix}"
+        )
 
     def header(self, chunk: Chunk) -> Header:
         """What the owner of `chunk` wrote."""
@@ -291,26 +280,52 @@ class RegionFile:
                 f"Cannot serve region {self.path}: another agent does. Stop that one first."
             ) from None
 
-    def write(self, old: Region, new: Region, allocate: bool = True) -> None:
-        """Bring superblock and table from `old` to `new`, and the file to its size.
+    @contextlib.contextmanager
+    def room_for(self, new: Region, allocate: bool) -> Iterator[None]:
+        """The file has the memory that `write` needs; where what follows fails, its old size.
+
+        Comes before anything is given up: where there is no room, everything is as it was.
+        """
+        before = self.mapped
+        try:
+            with self._explained(new, allocate):
+                make_room(self.fd, new, allocate)
+            yield
+        except BaseException:
+            os.ftruncate(self.fd, before)
+            raise
+
+    def check_room(self, new: Region, allocate: bool) -> None:
+        """Raise what `room_for` would, and change nothing."""
+        with self._explained(new, allocate):
+            check_room(self.path, new, allocate)
+
+    def _explained(self, new: Region, allocate: bool) -> contextlib.AbstractContextManager[None]:
+        room = needs(new, self.mapped, allocate)
+        return explained(f"Cannot change region {new.name} at {self.path}", room, self.path)
+
+    def write(self, old: Region, new: Region) -> None:
+        """Bring table and superblock from `old` to `new`, and a file that is larger to its size.
 
         Entries that stay the same are not touched. A chunk that is new begins empty, so that
         nobody takes what was there before for its owner.
         """
-        if new.size != old.size:
-            self._resize(new, allocate)
+        self._follow()
         for before, after in zip(old.chunks, new.chunks, strict=True):
             if before != after:
                 self._write_chunk(before, after)
         data = pack_superblock(new)
         if data != pack_superblock(old):
             self._bytes[: len(data)] = data
+        if new.size < self.mapped:
+            os.ftruncate(self.fd, new.size)
+            self._follow()
 
-    def _resize(self, new: Region, allocate: bool) -> None:
-        with _explained(f"Cannot resize region {new.name} at {self.path}", new.size, self.path):
-            set_size(self.fd, new.size, allocate)
-        self._unmap()
-        self._map()
+    def _follow(self) -> None:
+        """Map the whole file also where it has another size now."""
+        if os.fstat(self.fd).st_size != self.mapped:
+            self._unmap()
+            self._map()
 
     def _write_chunk(self, before: Chunk, after: Chunk) -> None:
         if after.size and before.memory != after.memory:
@@ -382,9 +397,9 @@ def open_plain(path: str, flags: int) -> int:
         ) from None
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        fix = advice(error) if error.errno == errno.EROFS else "Run as root, and name a plain file."
         raise ForeignError(
-            f"Cannot open region {path}: {reason}. Nothing was changed. Run as root, and name a "
-            "plain file."
+            f"Cannot open region {path}: {reason}. Nothing was changed. {fix}"
         ) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

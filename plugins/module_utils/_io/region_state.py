@@ -28,7 +28,17 @@ from .._model.region import (
 from .._model.region_spec import ChunkSpec, RegionSpec
 from .lock import locked
 from .process import Process, users_of
-from .region import Making, RegionFile, create_region, make_identity, open_plain, user_id
+from .region import (
+    Making,
+    RegionFile,
+    check_creation,
+    create_region,
+    make_identity,
+    open_plain,
+    user_id,
+)
+from .room import advice
+from .temporary import leftovers, remove_leftovers
 
 # Apart from the lock of BPF objects, which is held while these are loaded.
 LOCK_PATH = "/run/lock/colocated.tcp_sm-regions.lock"
@@ -78,7 +88,7 @@ def apply_region(spec: RegionSpec, check: bool = False, lock_path: str = LOCK_PA
         owner = user_id(spec.owner)
         if not os.path.lexists(spec.path):
             return _create(spec, check)
-        with RegionFile(spec.path, check, [owner]) as file:
+        with RegionFile(spec.path, check, [owner], larger=True) as file:
             result = _change(file, spec, check, lambda: _plan(spec, file, check))
             if check:
                 result.warnings = [
@@ -109,13 +119,10 @@ def fresh_region(spec: RegionSpec) -> Region:
 
 def _create(spec: RegionSpec, check: bool) -> Result:
     region = fresh_region(spec)
-    folder = os.path.dirname(spec.path)
-    if not check:
+    if check:
+        check_creation(spec.path, region, spec.allocate)
+    else:
         create_region(spec.path, region, Making(allocate=spec.allocate))
-    elif not os.path.isdir(folder):
-        raise MissingError(
-            f"Cannot create region {spec.name} at {spec.path}: the folder {folder} does not exist."
-        )
     data = describe_region(region, spec.path)
     if check:
         # The next run makes another one.
@@ -137,7 +144,8 @@ def _plan(spec: RegionSpec, file: RegionFile, check: bool) -> Region:
         owners = [one.owner for one in spec.chunks]
         region = keep_owners(region, owners, chunks_in_use(region, used))
     resized = spec.size != region.size
-    if resized:
+    # A run that was killed in between has let it grow already.
+    if resized or spec.size != file.mapped:
         if used:
             raise RegionError(
                 f"Cannot resize region {spec.name}: {_list(used)} has it mapped, and a device "
@@ -167,8 +175,11 @@ def _other_region(wanted: str, path: str, name: str) -> RegionError:
 
 
 def _remove(spec: RegionSpec, check: bool) -> Result:
+    left = leftovers(spec.path)
+    if not check:
+        remove_leftovers(spec.path)
     if not os.path.lexists(spec.path):
-        return Result(False)
+        return Result(bool(left))
     data = _describe_any(spec.path)
     if data.get("name", spec.name) != spec.name:
         raise _other_region(spec.name, spec.path, data["name"])
@@ -185,7 +196,7 @@ def _remove(spec: RegionSpec, check: bool) -> Result:
         except OSError as error:
             raise TcpSmError(
                 f"Cannot remove region {spec.name}: {spec.path} cannot be deleted: "
-                f"{error.strerror}. Nothing was changed. Run as root."
+                f"{error.strerror}. Nothing was changed. {advice(error)}"
             ) from error
     return Result(True, {}, data, {})
 
@@ -252,16 +263,20 @@ def _change(
     """Write what `plan` gives, unless it is what there is."""
     with file.locked(spec.lock_timeout):
         before, wanted = file.read(), plan()
-        if before != wanted and not check:
-            # Peers may write into memory that gets another use now.
-            if vacated := _vacated(before, wanted):
-                for chunk in vacated:
-                    _retire(file, chunk)
-                wanted = plan()
-            allocate = isinstance(spec, ChunkSpec) or spec.allocate
-            file.write(file.read(), wanted, allocate)
+        changed = before != wanted or wanted.size != file.mapped
+        allocate = isinstance(spec, ChunkSpec) or spec.allocate
+        if changed and check:
+            file.check_room(wanted, allocate)
+        elif changed:
+            with file.room_for(wanted, allocate):
+                # Peers may write into memory that gets another use now.
+                if vacated := _vacated(before, wanted):
+                    for chunk in vacated:
+                        _retire(file, chunk)
+                    wanted = plan()
+                file.write(file.read(), wanted)
         data = describe_region(wanted, spec.path)
-        return Result(before != wanted, data, describe_region(before, spec.path), data)
+        return Result(changed, data, describe_region(before, spec.path), data)
 
 
 def chunks_in_use(region: Region, users: list[Process]) -> dict[int, str]:

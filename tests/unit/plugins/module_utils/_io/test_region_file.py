@@ -154,19 +154,163 @@ def test_a_missing_folder_is_named(declare: Declare) -> None:
             declare.region(check, path="/no/such/lab")
 
 
-@pytest.mark.root
-def test_where_there_is_no_room_nothing_is_left(declare: Declare, tmp_path: Path) -> None:
+# Room.
+
+
+@pytest.fixture
+def small(declare: Declare, tmp_path: Path) -> Iterator[Callable[[str], Declare]]:
+    """Mounts memory of a size, and declares the region there."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "none", str(small)], check=True)
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mount(size: str) -> Declare:
+        options = f"size={size}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
+        declare.path = str(folder / "lab")
+        return declare
+
     try:
-        with pytest.raises(TcpSmError, match=r"Cannot create region lab at .* no room for 16M"):
-            declare.region(path=str(small / "lab"))
-        assert os.listdir(small) == []
+        yield mount
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def fill(path: str) -> None:
+    """Leave no room beside the file."""
+    with open(f"{path}.filler", "wb") as file, contextlib.suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(4096))
+
+
+def state_of(path: str) -> tuple[bytes, int, int]:
+    found = os.stat(path)
+    return Path(path).read_bytes(), found.st_size, found.st_blocks
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("allocate", "size", "lacks"), [(True, "1M", "16M"), (False, "16K", "36K")]
+)
+def test_where_there_is_no_room_nothing_is_left(
+    small: Any, allocate: bool, size: str, lacks: str
+) -> None:
+    declare = small(size)
+    for check in (True, False):
+        with pytest.raises(TcpSmError, match=f"Cannot create region lab at .* no room for {lacks}"):
+            declare.region(check, allocate=allocate)
+        assert os.listdir(os.path.dirname(declare.path)) == []
+
+
+@pytest.mark.root
+def test_a_region_that_cannot_grow_is_as_it_was(small: Any) -> None:
+    declare = small("24M")
+    machines = owned("a", "b")
+    declare.region(**machines)
+    before = state_of(declare.path)
+    for check in (True, False):
+        # Its chunks would be divided anew.
+        with pytest.raises(TcpSmError, match=r"Cannot change region lab at .* no room for 32M"):
+            declare.region(check, size="32M", **machines)
+    assert state_of(declare.path) == before
+    # What it has already needs no room again.
+    subprocess.run(["mount", "-o", "remount,size=34M", os.path.dirname(declare.path)], check=True)
+    for check in (True, False):
+        assert declare.region(check, size="32M", **machines).changed
+
+
+def test_what_grew_shrinks_when_the_rest_fails(
+    declare: Declare, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare.region(**owned("a"))
+    before = state_of(path)
+
+    def refuse(*_arguments: Any) -> None:
+        assert os.stat(path).st_size == 32 * MIB
+        raise RegionError("not now")
+
+    monkeypatch.setattr(region_state, "_retire", refuse)
+    with pytest.raises(RegionError, match="not now"):
+        declare.region(size="32M", **owned("a"))
+    assert state_of(path) == before
+
+
+@pytest.mark.root
+def test_what_is_written_has_its_memory_also_where_the_rest_has_none(small: Any) -> None:
+    """What failed before: the process ended by SIGBUS."""
+    declare = small("1M")
+    declare.region(allocate=False)
+    fill(declare.path)
+    before = state_of(declare.path)
+    with pytest.raises(TcpSmError, match=r"Cannot change region lab at .* no room for 168K"):
+        declare.chunk()
+    assert state_of(declare.path) == before
+    os.unlink(f"{declare.path}.filler")
+    index = declare.chunk().data["index"]
+    fill(declare.path)
+    with RegionFile(declare.path) as file, file.locked():
+        file.begin_life(file.read().chunks[index], "a")
+        file.end_life(index, file.read().used)
+        assert not file.header(file.read().chunks[index]).started
+
+
+@pytest.mark.root
+def test_a_file_system_for_reading_only_is_told(small: Any) -> None:
+    declare = small("64M")
+    declare.region()
+    subprocess.run(["mount", "-o", "remount,ro", os.path.dirname(declare.path)], check=True)
+    attempts: list[Callable[[bool], Result]] = [
+        lambda check: declare.region(check, size="32M"),
+        lambda check: declare.region(check, path=f"{declare.path}2"),
+        lambda check: declare.chunk(check=check),
+    ]
+    for attempt in attempts:
+        for check in (True, False):
+            with pytest.raises(TcpSmError, match=r"Read-only file system\. .*for writing, or name"):
+                attempt(check)
+    with pytest.raises(TcpSmError, match=r"Read-only file system\. .*for writing, or name"):
+        declare.region(state="absent")
+
+
+def test_what_killed_runs_left_goes_with_the_next_one(declare: Declare, folder: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [folder / f".lab.{pid}" for pid in (gone.pid, os.getpid())]
+    others = [folder / name for name in (".lab.1", ".lab.0", ".lab.x", f".other.{gone.pid}")]
+    link = folder / f".lab.{gone.pid}9999"
+    for path in (*left, *others):
+        path.write_bytes(b"x")
+    link.symlink_to(others[0])
+    declare.region(True)
+    assert all(path.exists() for path in left)
+    declare.region()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in (*others, link))
+    declare.region(state="absent")
+    left[0].write_bytes(b"x")
+    assert declare.region(True, state="absent").changed
+    assert declare.region(state="absent").changed
+    assert not left[0].exists()
+    assert not declare.region(state="absent").changed
+
+
+def test_a_file_that_grew_in_vain_is_put_right(declare: Declare, path: str, use: Any) -> None:
+    """As a run leaves it that is killed before it has written the superblock."""
+    for wanted in (16, 32):
+        declare.region(**owned("a", "b"))
+        os.truncate(path, 32 * MIB)
+        with RegionFile(path) as file, pytest.raises(RegionError, match="resize it did not end"):
+            file.read()
+        user = use("-name", "guest=a")
+        with pytest.raises(RegionError, match=rf"Cannot resize region lab: a \(pid {user.pid}\)"):
+            declare.region(size=f"{wanted}M")
+        user.communicate()
+        assert declare.region(True, size=f"{wanted}M").changed
+        assert declare.region(size=f"{wanted}M").changed
+        with RegionFile(path) as file:
+            assert file.read().size == wanted * MIB
+        declare.region(state="absent")
 
 
 def test_what_is_no_region_is_not_opened(path: str, folder: Path) -> None:
@@ -430,6 +574,16 @@ def test_a_damaged_region_can_be_removed(declare: Declare, path: str) -> None:
         file.seek(8)
         file.write(b"\xff" * 64)
     with pytest.raises(TcpSmError, match="has version"):
+        declare.region()
+    assert declare.region(state="absent").before == {"path": path}
+
+
+def test_a_region_with_a_damaged_name_can_be_removed(declare: Declare, path: str) -> None:
+    declare.region()
+    with open(path, "r+b") as file:
+        file.seek(model.member_offset("tcp_sm_superblock", "name"))
+        file.write(b"\xff")
+    with pytest.raises(RegionError, match=f"Cannot use region {path}: its superblock has the name"):
         declare.region()
     assert declare.region(state="absent").before == {"path": path}
 
