@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ansible.module_utils.basic import AnsibleModule
 
 from ._model.errors import KernelError, TcpSmError
+from ._options import refuse_nul
 
 
 class Outcome(Protocol):
@@ -27,6 +28,7 @@ class Outcome(Protocol):
 
 def answer(module: AnsibleModule, work: Callable[[], Outcome], returned: str) -> None:
     """Do the work and end the module; `returned` is the field that the module returns."""
+    refuse_nul(module)
     try:
         result = work()
     except TcpSmError as error:

@@ -133,6 +133,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.region_state import apply_chunk
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import TcpSmError
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region_spec import ChunkSpec
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._options import refuse_nul
 
 
 def main() -> None:
@@ -151,6 +152,7 @@ def main() -> None:
         required_if=[("state", "present", ["size"])],
         supports_check_mode=True,
     )
+    refuse_nul(module)
     try:
         result = apply_chunk(ChunkSpec.parse(module.params), module.check_mode)
     except TcpSmError as error:

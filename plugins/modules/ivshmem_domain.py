@@ -258,6 +258,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io import libvirt as libvirt_io
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.domain import DomainSpec
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import TcpSmError
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._options import refuse_nul
 
 
 def main() -> None:
@@ -291,6 +292,7 @@ def main() -> None:
             ),
             exception=libvirt_io.IMPORT_ERROR,
         )
+    refuse_nul(module)
     try:
         result = libvirt_io.apply_domain(DomainSpec.parse(module.params), module.check_mode)
     except TcpSmError as error:

@@ -129,6 +129,9 @@ options:
       - The file's permissions. A new region has V('0600'), an existing one keeps what it has.
       - A machine with a doorbell device needs none, the agent hands the memory to it. With a plain
         device QEMU opens the file itself.
+  attributes:
+    description:
+      - Refused, for file systems in memory have few, and a region needs none.
 seealso:
   - module: colocated.tcp_sm.ivshmem_chunk
 """
@@ -235,18 +238,30 @@ diff:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.region import group_id
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.region_state import apply_region
-from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import TcpSmError
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import (
+    InputError,
+    TcpSmError,
+)
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region_spec import RegionSpec
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._options import refuse_nul
 
 
 def try_access(module: AnsibleModule, path: str) -> None:
-    """Have Ansible refuse permissions and accounts that cannot be, before anything is made."""
+    """Refuse permissions and accounts that cannot be, before anything is made."""
+    if module.params["attributes"]:
+        raise InputError(
+            f"attributes: {module.params['attributes']!r} cannot be given to a region, for memory "
+            "has few and a region needs none. Leave it out"
+        )
     where = path if os.path.exists(path) else os.path.dirname(path)
     check, module.check_mode = module.check_mode, True
     attributes = module.load_file_common_arguments(module.params, where)
     module.set_fs_attributes_if_different(attributes, False)
     module.check_mode = check
+    # Ansible takes any number.
+    group_id(module.params["group"] or "")
 
 
 def main() -> None:
@@ -284,6 +299,7 @@ def main() -> None:
         add_file_common_args=True,
         supports_check_mode=True,
     )
+    refuse_nul(module)
     try:
         spec = RegionSpec.parse(module.params)
         if spec.state == "present":

@@ -305,6 +305,7 @@ from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.status import
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import features, records
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.errors import TcpSmError
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.guest import HANDSHAKE, RING
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._options import refuse_nul
 
 GATHER = ("features", "objects", "counters", "connections", "profiles", "ring")
 
@@ -371,6 +372,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    refuse_nul(module)
     name, bpffs, wanted = (module.params[key] for key in ("name", "bpffs", "gather"))
     result: dict[str, Any] = {}
     if "features" in wanted:

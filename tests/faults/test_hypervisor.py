@@ -285,7 +285,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too many": (
         {"hypervisor_regions": [{"name": "x", "size": "1M", "vms": ["a", "b", "c", "d"]}]},
-        r"a chunk for a of .* has no room for a connection",
+        r"a chunk for a gets one of the equal parts of region x \(1M\), 240K, which has no room",
     ),
     "twice in a region": (
         {"hypervisor_regions": [{"name": "x", "size": "16M", "vms": ["a", "a"]}]},
@@ -311,6 +311,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown group": (
         {"hypervisor_regions": [{"name": "x", "size": "16M", "socket_group": "no such"}]},
         r"region x: socket_group names 'no such'; create it first",
+    ),
+    "group beyond numbers": (
+        {"hypervisor_regions": [{"name": "x", "size": "16M", "group": "4294967295"}]},
+        r"region x: group names '4294967295'; create it first",
     ),
     "unquoted mode": (
         {"hypervisor_regions": [{"name": "x", "size": "16M", "socket_mode": 0o660}]},

@@ -73,7 +73,7 @@ def _account_id(kind: str, name: str, find: Callable[[], int]) -> int:
         return int(name)
     try:
         return find()
-    except KeyError:
+    except (KeyError, ValueError):
         raise InputError(
             f"There is no {kind} {name!r}. Create it first, or name another. Nothing was changed."
         ) from None

@@ -512,6 +512,18 @@ def check_count(count: int) -> int:
     return count
 
 
+def check_parts(parts: int, chunks: int) -> int:
+    """Into how many equal parts a region with so many declared chunks is divided."""
+    if parts < max(1, chunks):
+        raise InputError(
+            f"parts: {parts} must be a number of at least {max(1, chunks)}, for that many chunks "
+            "are declared"
+        )
+    if parts > CHUNKS_MAX:
+        raise InputError(f"parts: {parts} must be at most {CHUNKS_MAX}, for a region has no more")
+    return parts
+
+
 def check_host(host: str) -> str:
     """The hypervisor's name or address."""
     if len(host.encode()) > NAME_MAX or not host.isprintable():
@@ -659,15 +671,28 @@ def _insert_all(region: Region, missing: list[tuple[int | None, Declared]], shar
     rest = [(index, one) for index, one in numbered if not one.size]
     part = _part(region, len(rest), share)
     for index, one in rest:
-        if part < share and not slots_for(part, one.ring_size):
-            raise RegionError(
-                f"Cannot declare {one} in region {region.name}: chunks that are there keep their "
-                f"size, and of what is free a new one would get {size_text(part)}, which has no "
-                "room for a connection. Make the region larger, remove a chunk, or give chunks "
-                "that are there smaller sizes while their machines are shut down."
-            )
+        if not slots_for(part, one.ring_size):
+            raise _no_share(region, one, part, share)
         region = _insert(region, index, replace(one, size=part))
     return region
+
+
+def _no_share(region: Region, one: Declared, part: int, share: int) -> TcpSmError:
+    """Why a chunk without a size gets none."""
+    if part < share:
+        return RegionError(
+            f"Cannot declare {one} in region {region.name}: chunks that are there keep their "
+            f"size, and of what is free a new one would get {size_text(part)}, which has no "
+            "room for a connection. Make the region larger, remove a chunk, or give chunks "
+            "that are there smaller sizes while their machines are shut down."
+        )
+    return InputError(
+        f"size: {one} gets one of the equal parts of region {region.name} "
+        f"({size_text(region.size)}), {size_text(share)}, which has no room for a connection with "
+        f"rings of {size_text(one.ring_size)}; it needs "
+        f"{size_text(chunk_needs(1, one.ring_size))} or more. "
+        "Make the region larger, or declare fewer parts and chunks, or smaller rings"
+    )
 
 
 def _part(region: Region, count: int, share: int) -> int:

@@ -21,6 +21,7 @@ from .region import (
     check_host,
     check_name,
     check_owner,
+    check_parts,
     check_ring_size,
     check_size,
     equal_share,
@@ -59,7 +60,7 @@ def parse_vectors(raw: Any) -> int:
 
 def check_socket(path: str) -> str:
     """The path of a region's socket."""
-    if not path.startswith("/") or len(path.encode()) > SOCKET_MAX:
+    if not path.startswith("/") or "\0" in path or len(path.encode()) > SOCKET_MAX:
         raise InputError(
             f"socket: {path!r} must be absolute and have at most {SOCKET_MAX} bytes, which is "
             "what Linux takes; name a shorter one"
@@ -131,11 +132,8 @@ class RegionSpec:
             raw.get("allocate") is not False,
             parse_timeout(raw.get("lock_timeout")),
         )
-        if raw.get("parts") is not None and spec.parts < max(1, spec.count):
-            raise InputError(
-                f"parts: {spec.parts} must be a number of at least {max(1, spec.count)}, for that "
-                "many chunks are declared"
-            )
+        if raw.get("parts") is not None:
+            check_parts(spec.parts, spec.count)
         return spec
 
     @property
@@ -217,7 +215,7 @@ def _state(raw: Mapping[str, Any]) -> str:
 
 def _path(raw: Mapping[str, Any], name: str) -> str:
     path = str(raw.get("path") or default_path(name))
-    if not path.startswith("/") or path.endswith("/"):
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
         raise InputError(f"path: {path!r} must be the absolute path of a file")
     return os.path.normpath(path)
 
@@ -230,7 +228,7 @@ def _account(raw: Mapping[str, Any], option: str) -> str:
 def _number(raw: Mapping[str, Any], option: str, what: str) -> int:
     try:
         return int(raw.get(option) or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{what}: {raw[option]!r} must be a number") from None
 
 

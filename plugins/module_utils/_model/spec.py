@@ -199,7 +199,7 @@ def _parse_sizes(raw: Mapping[str, Any]) -> dict[str, int]:
     for name, value in raw.items():
         try:
             size = int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"max_entries: {value!r} of map {name} is not a number") from None
         if not 0 < size <= U32_MAX:
             raise InputError(f"max_entries: {size} of map {name} must be 1 to {U32_MAX}")

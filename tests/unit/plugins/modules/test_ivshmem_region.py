@@ -92,6 +92,18 @@ def test_a_region_that_is_gone_is_gone(region: Any) -> None:
         ({"size": "16M", "mode": "nonsense"}, "mode must be in octal or symbolic form"),
         ({"size": "16M", "owner": "nosuch"}, "failed to look up user nosuch"),
         ({"size": "16M", "group": "nosuch"}, "failed to look up group nosuch"),
+        ({"size": "16M", "group": "4294967295"}, "There is no group '4294967295'"),
+        ({"size": "16M", "group": "9" * 30}, "Nothing was changed"),
+        ({"size": "16M", "owner": "9" * 30}, "Nothing was changed"),
+        ({"size": "16M", "attributes": "+i"}, "attributes: '+i' cannot be given to a region"),
+        ({"size": "16M", "path": "/dev/shm/a\0b"}, "path: '/dev/shm/a\\x00b' has a NUL character"),
+        ({"size": "16M", "owner": "a\0b"}, "owner: 'a\\x00b' has a NUL character"),
+        ({"size": "16M", "chunks": [{"owner": "a\0"}]}, "has a NUL character"),
+        ({"size": "16M", "parts": 100000}, "parts: 100000 must be at most 256"),
+        (
+            {"size": "16M", "automatic": {"count": 256}},
+            "of the equal parts of region lab (16M), 60K",
+        ),
         ({"size": "16M", "chunks": [{}]}, "missing required arguments: owner found in chunks"),
         ({"size": "16M", "chunks": [{"owner": "a", "size": "64M"}]}, "is larger than region lab"),
     ],
@@ -154,6 +166,7 @@ def test_a_chunk_is_declared_once(region: Any, run_module: Any, path: str) -> No
         ({"owner": "a", "size": "64M"}, "is larger than region lab"),
         ({"owner": "a", "size": "128K"}, "has no room for a connection"),
         ({"owner": "x" * 64, "size": "1M"}, "at most 63"),
+        ({"owner": "a", "size": "1M", "file_owner": "a\0"}, "file_owner: 'a\\x00' has a NUL"),
     ],
 )
 def test_bad_options_of_a_chunk_are_messages(

@@ -123,11 +123,18 @@ BAD: dict[str, tuple[list[Any], str]] = {
     ),
     "ring": ([{"name": "x", "size": "16M", "ring_size": "5K"}], "ring_size: 5K must be"),
     "parts": ([{"name": "x", "size": "16M", "parts": "some"}], "parts: 'some' must be a number"),
+    "endless parts": (
+        [{"name": "x", "size": "16M", "parts": float("inf")}],
+        "parts: inf must be a number",
+    ),
+    "many parts": ([{"name": "x", "size": "16M", "parts": 257}], "parts: 257 must be at most 256"),
+    "NUL": ([{"name": "x", "size": "16M", "path": "/a\0"}], "path: .* must be the absolute path"),
+    "NUL in a socket": ([{"name": "x", "size": "16M", "socket": "/a\0"}], "socket: .* absolute"),
     "no parts": ([{"name": "x", "size": "16M", "parts": 0}], "at least 1"),
     "machine twice": ([{"name": "x", "size": "16M", "vms": ["a", "a"]}], "vms: a is there twice"),
     "too many": (
         [{"name": "x", "size": "1M", "vms": ["a", "b", "c", "d"]}],
-        "a chunk for a of .* has no room for a connection",
+        r"size: a chunk for a gets one of the equal parts of region x \(1M\), 240K, .* needs 392K",
     ),
     "automatic no dictionary": (
         [{"name": "x", "size": "16M", "automatic": 3}],

@@ -43,6 +43,7 @@ def test_is_absent_content_without_a_file() -> None:
         ({"sha256": "abc"}, "sha256: 'abc' is not 64 hexadecimal digits"),
         ({"lock_timeout": -1}, "lock_timeout: -1 must not be negative"),
         ({"max_entries": {"m": 0}}, "max_entries: 0 of map m must be 1 to 4294967295"),
+        ({"max_entries": {"m": float("inf")}}, "max_entries: inf of map m is not a number"),
         ({"max_entries": {"m": "many"}}, "max_entries: 'many' of map m is not a number"),
         ({"attach": ["p"]}, "attach[0]: needs a dictionary"),
         ({"attach": [{"type": "tracing"}]}, "attach[0]: needs a program"),
