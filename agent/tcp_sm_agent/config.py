@@ -76,11 +76,15 @@ def read_config(path: str) -> Config:
             f"Cannot read the configuration {path}: {error.strerror}. Apply the role "
             "colocated.tcp_sm.hypervisor to write it."
         ) from error
-    except ValueError as error:
-        raise InputError(f"Cannot read the configuration {path}: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"Cannot read the configuration {path}: it is no JSON ({error}). Restore it from a "
+            "backup; or delete it and apply the role colocated.tcp_sm.hypervisor, which then knows "
+            "of no region but those of its variables."
+        ) from error
     try:
         return parse_config(raw)
-    except InputError as error:
+    except (InputError, ValueError) as error:  # ValueError: half of a surrogate pair, say
         raise InputError(f"Configuration {path}: {error}") from error
 
 
@@ -93,7 +97,7 @@ def parse_config(raw: Any) -> Config:
         for value in values:
             if values.count(value) > 1:
                 raise InputError(f"regions: two have the {what} {value}")
-    return Config(regions, str(raw.get("control", CONTROL)), str(raw.get("metrics") or ""))
+    return Config(regions, _path(raw, "control", CONTROL), _path(raw, "metrics", ""))
 
 
 def _parse_serving(raw: Any) -> Serving:
@@ -119,6 +123,13 @@ def _access(raw: Mapping[str, Any], prefix: str) -> Access:
     bits = Access.mode if mode is None else parse_mode(mode, f"{prefix}mode")
     owner, group = (str(raw.get(f"{prefix}{kind}") or "") for kind in ("owner", "group"))
     return Access(bits, user_id(owner), group_id(group))
+
+
+def _path(raw: Mapping[str, Any], key: str, default: str) -> str:
+    path = str(raw.get(key, default) or "")
+    if path and (not path.startswith("/") or "\0" in path):
+        raise InputError(f"{key}: {path!r} must be absolute, or empty for none")
+    return path
 
 
 def _check_keys(raw: Any, known: set[str], what: str) -> None:

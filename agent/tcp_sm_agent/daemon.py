@@ -38,8 +38,9 @@ def daemonize(log_path: str) -> Callable[[], None]:
     """Go on in the background; returns what to call once everything is ready.
 
     The process that was started waits for that and exits with 0, or with 1 when the daemon ended
-    first; its last words are in the log.
+    first; its last words are in the log. Raises TcpSmError when there can be no log.
     """
+    out = _open_log(log_path or os.devnull)
     read, write = os.pipe()
     if os.fork():
         os.close(write)
@@ -52,7 +53,6 @@ def daemonize(log_path: str) -> Callable[[], None]:
         os._exit(0)
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
-    out = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if log_path else null
     sys.stdout.flush()
     sys.stderr.flush()
     for fd, target in ((null, 0), (out, 1), (out, 2)):
@@ -65,16 +65,32 @@ def daemonize(log_path: str) -> Callable[[], None]:
     return ready_now
 
 
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    except OSError as error:
+        raise TcpSmError(
+            f"Cannot start: the log {path} cannot be written: {error.strerror}. Make its folder, "
+            "or name another file (role hypervisor: hypervisor_log)."
+        ) from error
+
+
 def write_pidfile(path: str) -> None:
-    """Raises TcpSmError when another agent runs."""
+    """Raises TcpSmError when another agent runs, or the file cannot be written."""
     pid = running(path)
     if pid:
         raise TcpSmError(f"Cannot start: another agent runs (pid {pid} in {path}). Stop it first.")
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
-    os.replace(temporary, path)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TcpSmError(
+            f"Cannot start: the pidfile {path} cannot be written: {error.strerror}. Run as root, "
+            "and name a file in a folder that can be made (role hypervisor: hypervisor_run_dir)."
+        ) from error
 
 
 def remove_pidfile(path: str) -> None:

@@ -699,6 +699,26 @@ def test_a_daemon_that_cannot_start_says_so(agent: Agent) -> None:
     assert not (agent.folder / "pid").exists()
 
 
+@pytest.mark.parametrize(
+    ("pidfile", "log", "message"),
+    [
+        ("pid", "no/such/log", "Cannot start: the log {}/no/such/log cannot be written: No such"),
+        ("log/pid", "log", "Cannot start: the pidfile {}/log/pid cannot be written: "),
+    ],
+)
+def test_a_daemon_without_log_or_pidfile_says_so(
+    agent: Agent, pidfile: str, log: str, message: str
+) -> None:
+    agent.write()
+    names = "--pidfile", str(agent.folder / pidfile), "--log", str(agent.folder / log)
+    failed = agent.call("run", "--daemon", "--config", str(agent.config_path), *names)
+    assert failed.returncode == 1
+    written = agent.folder / "log"
+    said = failed.stderr + (written.read_text() if written.exists() else "")
+    assert message.format(agent.folder) in said
+    assert "Traceback" not in said
+
+
 def test_systemd_is_told_when_it_is_ready(agent: Agent) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(agent.folder / "notify"))
@@ -734,7 +754,25 @@ BAD_CONFIG: dict[str, tuple[Any, str]] = {
         "two have the name x",
     ),
     "no list": ({"regions": {}}, "regions: needs a list"),
+    "NUL": ({"regions": [], "metrics": "/a\0"}, "metrics: '/a\\x00' must be absolute"),
+    "NUL in an account": (
+        {"regions": [{"name": "x", "size": "1M", "group": "a\0"}]},
+        "There is no group 'a\\x00'",
+    ),
+    "half a character": (
+        {"regions": [{"name": "x", "size": "1M", "host": "\ud800"}]},
+        "surrogates",
+    ),
 }
+
+
+@pytest.mark.parametrize("text", ["", '{"regions": [{"name": "x", "si', "[" * 100000, "\xff"])
+def test_a_truncated_configuration_says_what_to_do(agent: Agent, text: str) -> None:
+    agent.config_path.write_text(text, encoding="latin-1")
+    checked = agent.call("check", "--config", str(agent.config_path))
+    assert checked.returncode == 1
+    assert f"Cannot read the configuration {agent.config_path}: it is no JSON" in checked.stderr
+    assert "Restore it from a backup; or delete it" in checked.stderr
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BAD_CONFIG if kind != "no list"])
