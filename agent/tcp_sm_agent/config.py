@@ -19,7 +19,8 @@ CONTROL = f"{RUN_FOLDER}/agent.sock"
 # The agent must not wait for long; it tries again.
 LOCK_SECONDS = 1
 
-_TOP = {"regions", "control", "metrics"}
+# `removing` is the role's: regions whose files are still there, and are served no more.
+_TOP = {"regions", "control", "metrics", "removing"}
 _REGION = {
     *("name", "path", "size", "host", "owner", "group", "mode", "allocate", "automatic"),
     *("chunks", "parts", "socket", "socket_owner", "socket_group", "socket_mode", "vectors"),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ._io.process import Process, processes
@@ -66,7 +68,7 @@ class Service:
         self.loop = Loop()
         self.served: dict[str, Served] = {}
         self.control: Listener | None = None
-        self.started = time.time()
+        self.started, self.program = time.time(), program()
         self.stopping = False
         self.processes: list[Process] | None = None
 
@@ -195,7 +197,12 @@ class Service:
         """Everything, as plain data."""
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.started))
         return {
-            "agent": {"pid": os.getpid(), "since": since, "started": round(self.started, 3)},
+            "agent": {
+                "pid": os.getpid(),
+                "since": since,
+                "started": round(self.started, 3),
+                "program": self.program,
+            },
             "regions": [self._region_status(one) for one in self.served.values()],
         }
 
@@ -264,6 +271,16 @@ class Service:
         if self.config.metrics:
             with contextlib.suppress(OSError):
                 os.unlink(self.config.metrics)
+
+
+def program() -> str:
+    """SHA-1 of the archive that this runs from, by which role hypervisor knows another version;
+    empty where it runs from source."""
+    archive = Path(__file__).parents[1]
+    if not archive.is_file():
+        return ""
+    with archive.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
 
 
 def _same_service(old: Serving, new: Serving) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -75,11 +76,30 @@ class Hypervisor:
         self, playbook: str, cases: dict[str, dict[str, Any]], *words: str, **changed: Any
     ) -> Result:
         """The same with several, which are all this machine, each with variables of its own."""
+        return wait(self.begin(playbook, cases, *words, **changed))
+
+    def begin(
+        self, playbook: str, cases: dict[str, dict[str, Any]], *words: str, **changed: Any
+    ) -> subprocess.Popen[str]:
+        """The same, without waiting for its end."""
         inventory = self.home / "hosts.json"
         group = {"hosts": cases, "vars": self.variables(**changed)}
         inventory.write_text(json.dumps({"hypervisors": group}), encoding="utf-8")
         command = ["ansible-playbook", f"colocated.tcp_sm.{playbook}", *words]
-        return wait(ansible(command, inventory=str(inventory)))
+        return ansible(command, ["setsid"], inventory=str(inventory))
+
+    def kill_after(self, task: str, playbook: str, **changed: Any) -> None:
+        """Run a playbook, and kill it when that task has ended."""
+        run = self.begin(playbook, {"here": {}}, **changed)
+        assert run.stdout is not None
+        seen = ""
+        for line in run.stdout:
+            seen += line
+            if task in seen and line.startswith("changed:"):
+                break
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        assert task in seen, seen
 
     def changes(self, playbook: str, *words: str, **changed: Any) -> int:
         """Of a run that must succeed."""
@@ -273,6 +293,65 @@ def test_does_an_agent_that_is_killed_come_back_with_the_next_run(
     assert hypervisor.machines()["b"]["doorbell"]
 
 
+def test_is_a_run_that_was_killed_made_good_by_the_next(hypervisor: Hypervisor) -> None:
+    """What failed before: the agent was never told, and the region of another run forgotten."""
+    other = {"name": "other", "path": str(hypervisor.shm / "other"), "size": "1M"}
+    hypervisor.changes("site", hypervisor_regions=[hypervisor.region("a", "b"), other])
+    agent = hypervisor.status()["agent"]
+    hypervisor.kill_after("Write the agent's configuration", "site")
+    assert len(hypervisor.status()["regions"]) == 2
+    assert Path(other["path"]).exists()
+    assert hypervisor.changes("site") > 0
+    assert len(hypervisor.status()["regions"]) == 1
+    assert hypervisor.status()["agent"] == agent
+    assert not Path(other["path"]).exists()
+    assert hypervisor.changes("site") == 0
+    # A removal finds it as well.
+    hypervisor.changes("site", hypervisor_regions=[hypervisor.region("a", "b"), other])
+    hypervisor.kill_after("Write the agent's configuration", "site")
+    assert hypervisor.changes("remove") > 0
+    assert hypervisor.left() == []
+
+
+def test_is_an_agent_of_another_version_restarted_also_after_a_killed_run(
+    hypervisor: Hypervisor,
+) -> None:
+    hypervisor.changes("site")
+    pidfile = str(hypervisor.home / "run" / "agent.pid")
+    with hypervisor.agent.open("ab") as file:
+        file.write(b"\0")
+    hypervisor.command("stop", "--pidfile", pidfile)
+    names = ["--config", str(hypervisor.config), "--pidfile", pidfile]
+    assert hypervisor.command("run", "--daemon", *names).returncode == 0
+    other = hypervisor.status()["agent"]
+    hypervisor.kill_after("Install the agent's program", "site")
+    assert hypervisor.status()["agent"] == other
+    assert hypervisor.changes("site") == 2
+    assert hypervisor.status()["agent"]["program"] != other["program"]
+    assert hypervisor.changes("site") == 0
+
+
+def test_is_a_damaged_record_of_the_last_run_told(hypervisor: Hypervisor) -> None:
+    hypervisor.changes("site")
+    whole = hypervisor.config.read_bytes()
+    for content in (whole[:100], b'{"regions": 3}'):
+        hypervisor.config.write_bytes(content)
+        for playbook in ("site", "remove"):
+            done = hypervisor.play(playbook)
+            assert done.returncode != 0
+            assert re.search(r"agent.json on here cannot be understood.*Or delete it", done.stdout)
+        assert hypervisor.config.read_bytes() == content
+    hypervisor.config.write_bytes(whole)
+    assert hypervisor.changes("site") == 0
+
+
+# systemd has a log of its own.
+LOG: dict[str, tuple[dict[str, Any], str]] = {
+    "no folder of the log": (
+        {"hypervisor_log": "/no/such/log"},
+        r"hypervisor_log names /no/such/log, and .* has no folder /no/such\. Make it",
+    )
+}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no size": ({"hypervisor_regions": [{"name": "x"}]}, r"size"),
     "odd size": (
@@ -321,11 +400,25 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"socket_mode.*quote",
     ),
     "relative folder": ({"hypervisor_run_dir": "run"}, r"hypervisor_run_dir \(run\).*absolute"),
+    "blank in a folder": (
+        {"hypervisor_object_dir": "/tmp/tcp sm/lib"},
+        r"hypervisor_object_dir \(/tmp/tcp sm/lib\).*without blanks",
+    ),
+    "colon in a folder": ({"hypervisor_config_dir": "/tmp/a:b"}, r"without blanks, quotes"),
+    "no folder of metrics": (
+        {"hypervisor_metrics": "/no/such/a.prom"},
+        r"hypervisor_metrics names /no/such/a.prom, and .* has no folder /no/such\. Make it",
+    ),
+    "no folder of a socket": (
+        {"hypervisor_regions": [{"name": "x", "size": "16M", "socket": "/no/such/socket"}]},
+        r"hypervisor_regions names /no/such/socket, and .* has no folder /no/such",
+    ),
     "odd name": ({"hypervisor_name": "a/b"}, r"hypervisor_name \(a/b\) takes letters"),
     "unknown domain": (
         {"hypervisor_domains": True, "hypervisor_libvirt_uri": "test:///default"},
         r"Cannot find domain a at test:///default",
     ),
+    **({} if Path("/run/systemd/system").is_dir() else LOG),
     "no libvirt": (
         {"hypervisor_domains": True, "hypervisor_libvirt_uri": "no:///such"},
         r"no:///such",
