@@ -45,14 +45,20 @@ options:
     description:
       - The name that the object of the sockmap channel was loaded under, which is its folder below
         O(bpffs).
-      - In a virtual machine, the objects of the ring channel have this name with C(_ring) and
-        C(_handshake) behind it.
     type: str
     default: tcp_sm
+  ring_name:
+    description:
+      - In a virtual machine, the name that the objects of the ring channel have, with C(_ring) and
+        C(_handshake) behind it. By default, O(name).
+    type: str
   bpffs:
     description: Where the BPF file system is mounted.
     type: path
     default: /sys/fs/bpf
+  ring_bpffs:
+    description: Where that of the ring channel's objects is mounted. By default, O(bpffs).
+    type: path
   gather:
     description:
       - What to find out. The other keys of the result are left out.
@@ -311,10 +317,16 @@ GATHER = ("features", "objects", "counters", "connections", "profiles", "ring")
 
 
 class Reader:
-    """Opens objects when they are first asked for; what cannot be read is a warning and empty."""
+    """Opens objects when they are first asked for; what cannot be read is a warning and empty.
 
-    def __init__(self, bpffs: str, name: str, warn: Callable[[str], None]) -> None:
-        self.bpffs, self.name, self.warn = bpffs, name, warn
+    `sockmap` and `ring`: BPF file system and name of each channel's objects.
+    """
+
+    def __init__(
+        self, sockmap: tuple[str, str], ring: tuple[str, str], warn: Callable[[str], None]
+    ) -> None:
+        self.places = {"": sockmap, RING: ring, HANDSHAKE: ring}
+        self.warn = warn
         self.stack = contextlib.ExitStack()
         self.opened: dict[str, Status | None] = {}
 
@@ -337,7 +349,7 @@ class Reader:
     def _read(self, end: str, part: str) -> Any:
         """A part of the object whose name ends so."""
         empty: dict[str, Any] = {
-            "objects": {"name": self.name + end, **ABSENT, "state": "unknown"},
+            "objects": {"name": self.places[end][1] + end, **ABSENT, "state": "unknown"},
             "counters": records.sum_stats([]),
         }
         try:
@@ -352,7 +364,8 @@ class Reader:
         """The object; None where it could not be opened, which is said once."""
         if end not in self.opened:
             self.opened[end] = None
-            status = Status(self.bpffs, self.name + end)
+            bpffs, name = self.places[end]
+            status = Status(bpffs, name + end)
             self.opened[end] = self.stack.enter_context(status)
         return self.opened[end]
 
@@ -362,7 +375,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "default": "tcp_sm"},
+            "ring_name": {"type": "str"},
             "bpffs": {"type": "path", "default": "/sys/fs/bpf"},
+            "ring_bpffs": {"type": "path"},
             "gather": {
                 "type": "list",
                 "elements": "str",
@@ -374,10 +389,11 @@ def main() -> None:
     )
     refuse_nul(module)
     name, bpffs, wanted = (module.params[key] for key in ("name", "bpffs", "gather"))
+    ring = module.params["ring_bpffs"] or bpffs, module.params["ring_name"] or name
     result: dict[str, Any] = {}
     if "features" in wanted:
         result["features"] = features.assess(kernel.gather(bpffs))
-    result.update(Reader(bpffs, name, module.warn).gather(set(wanted)))
+    result.update(Reader((bpffs, name), ring, module.warn).gather(set(wanted)))
     module.exit_json(changed=False, **result)
 
 

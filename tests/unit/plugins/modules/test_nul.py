@@ -20,6 +20,7 @@ ODD = "/a\0b"
         ("bpf_object", "bpffs", {"name": "x", "state": "absent"}),
         ("bpf_map", "path", {}),
         ("tcp_sm_info", "bpffs", {}),
+        ("tcp_sm_info", "ring_name", {}),
         ("ivshmem_region", "path", {"name": "x", "size": "1M"}),
         ("ivshmem_chunk", "path", {"region": "x", "owner": "a", "size": "1M"}),
         ("ivshmem_domain", "server", {"domain": "a", "region": "x"}),

@@ -50,6 +50,16 @@ def test_a_host_without_anything_gives_every_part(
     }
 
 
+def test_the_ring_may_have_names_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "ring" / "mine_handshake" / "holiday_pictures").mkdir(parents=True)
+    result = run(capsys, bpffs=str(tmp_path), ring_bpffs=f"{tmp_path}/ring", ring_name="mine")
+    names = [(one["name"], one["state"]) for one in result["ring"]["objects"]]
+    assert names == [("mine_ring", "absent"), ("mine_handshake", "unknown")]
+    assert (result["objects"]["name"], result["objects"]["state"]) == ("tcp_sm", "absent")
+
+
 @pytest.mark.parametrize("part", sorted(PARTS))
 def test_only_what_was_asked_for_is_returned(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, part: str
