@@ -48,11 +48,14 @@ static __always_inline void connecting(struct bpf_sock_ops *skops)
 /* Listeners keep the SYN's options, so that a repeated SYN-ACK can be answered. */
 static __always_inline void listening(struct bpf_sock_ops *skops)
 {
-	int one = 1;
+	int one = 1, saves = 0;
 
 	if (refuse(skops, skops->local_port))
 		return;
-	bpf_setsockopt(skops, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
+	/* A program that wants more of the SYN than its options gets it. */
+	bpf_getsockopt(skops, SOL_TCP, TCP_SAVE_SYN, &saves, sizeof(saves));
+	if (!saves)
+		bpf_setsockopt(skops, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
 	set_callbacks(skops, HEADER_OPTIONS, 0);
 }
 
@@ -139,14 +142,16 @@ SEC("iter/tcp")
 int tcp_sm_listeners(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *common = ctx->sk_common;
-	int flags = 0, one = 1;
+	int flags = 0, one = 1, saves = 0;
 
 	if (!common || common->skc_state != TCP_LISTEN)
 		return 0;
 	if (bpf_getsockopt(common, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
 		return 0;
 	flags |= HEADER_OPTIONS;
-	bpf_setsockopt(common, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
+	bpf_getsockopt(common, SOL_TCP, TCP_SAVE_SYN, &saves, sizeof(saves));
+	if (!saves)
+		bpf_setsockopt(common, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
 	bpf_setsockopt(common, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
 	return 0;
 }

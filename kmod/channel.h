@@ -137,12 +137,16 @@ struct tcp_sm_conn {
 	const struct proto_ops *base_ops;	/* what socket->ops was, or NULL */
 	enum tcp_sm_phase phase;
 	enum tcp_sm_end_side side;
-	u32 chunk;
+	u32 chunk;				/* whose slot it is */
+	u32 chunk_epoch;
 	u32 slot;
+	u32 ring_size;				/* half[].size, where no program can write */
 	u32 nonce;
 	u32 peer;
 	u32 peer_epoch;
 	unsigned long settled;			/* jiffies; client */
+	unsigned long shown;			/* jiffies: when the network last saw an ACK... */
+	u64 shown_bytes;			/* ...and how much had been moved then */
 	bool broken;				/* the ring may not be touched any more */
 	int spin_rest;				/* receives that sleep at once, until one spins */
 	int spin_step;				/* how many they were last time */
@@ -183,6 +187,7 @@ void tcp_sm_region_put(struct tcp_sm_region *region);
 int tcp_sm_region_chunk(struct tcp_sm_region *region, u32 index, struct tcp_sm_chunk *chunk);
 bool tcp_sm_region_ready(struct tcp_sm_region *region);
 bool tcp_sm_region_alive(struct tcp_sm_region *region, u32 index, u32 epoch);
+bool tcp_sm_region_kept(struct tcp_sm_region *region, u32 index, u32 epoch);
 bool tcp_sm_region_silent(struct tcp_sm_region *region, u32 index);
 void tcp_sm_region_event(struct tcp_sm_region *region);
 bool tcp_sm_region_pending(struct tcp_sm_region *region);
@@ -233,6 +238,8 @@ void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn);
 void tcp_sm_conns_withdraw(struct tcp_sm_region *region);
 void tcp_sm_conns_confirm(struct tcp_sm_region *region);
 void tcp_sm_conns_arm(struct tcp_sm_region *region);
+void tcp_sm_conns_give(struct tcp_sm_region *region);
+void tcp_sm_conns_show(struct tcp_sm_region *region);
 void tcp_sm_conns_mistrust(struct tcp_sm_region *region);
 void tcp_sm_conns_leave(struct tcp_sm_region *region);
 void tcp_sm_conns_abort(struct tcp_sm_region *region);

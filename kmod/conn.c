@@ -31,6 +31,10 @@
 /* More than a server keeps a request, with the default of tcp_synack_retries. */
 #define UNJOINED_MAX (90 * HZ)
 
+static unsigned int show_s = 60;
+module_param(show_s, uint, 0644);
+MODULE_PARM_DESC(show_s, "How often the network sees an ACK of a connection that moves bytes (s)");
+
 static u32 conn_key(u32 chunk, u32 slot)
 {
 	return chunk * TCP_SM_SLOTS_MAX + slot;
@@ -96,7 +100,9 @@ struct tcp_sm_conn *tcp_sm_conn_new(struct tcp_sm_region *region, struct sock *s
 	conn->base = sk->sk_prot;
 	conn->side = side;
 	conn->spin_rest = 1;
+	conn->shown = jiffies;
 	conn->chunk = chunk->index;
+	conn->chunk_epoch = chunk->epoch;
 	conn->slot = slot;
 	conn->nonce = nonce;
 	conn->shm = tcp_sm_slot_at(chunk, slot);
@@ -104,6 +110,7 @@ struct tcp_sm_conn *tcp_sm_conn_new(struct tcp_sm_region *region, struct sock *s
 	conn->lane[TCP_SM_RX] = &conn->shm->lane[!tx];
 	conn->data[TCP_SM_TX] = tcp_sm_slot_ring(chunk, slot, tx);
 	conn->data[TCP_SM_RX] = tcp_sm_slot_ring(chunk, slot, !tx);
+	conn->ring_size = chunk->ring_size;
 	conn->half[TCP_SM_TX].size = chunk->ring_size;
 	conn->half[TCP_SM_RX].size = chunk->ring_size;
 	INIT_WORK(&conn->abort, abort_work);
@@ -233,6 +240,30 @@ void tcp_sm_conn_notify(struct tcp_sm_conn *conn)
 		conn->region->provider->doorbell(conn->region, conn->peer);
 }
 
+/* The peer's FIN or RST came: it published its last byte before, and may be gone. */
+static bool peer_ended(const struct sock *sk)
+{
+	return (1 << sk->sk_state) & (TCPF_CLOSE | TCPF_CLOSE_WAIT | TCPF_LAST_ACK | TCPF_CLOSING);
+}
+
+/* A client that is in the ring, and whose server is not. */
+static bool unjoined(struct tcp_sm_conn *conn, u64 word)
+{
+	return conn->side == TCP_SM_IS_CLIENT &&
+	       word == TCP_SM_SLOT_WORD(conn->nonce, TCP_SM_SLOT_ACTIVE);
+}
+
+/*
+ * Is what was just read of the slot still this connection's? Whoever gets the chunk
+ * next finds another epoch there, or makes it, before it empties anything.
+ */
+static bool ring_intact(struct tcp_sm_conn *conn)
+{
+	virt_rmb();	/* what was read before the look at the epoch */
+	return !conn->shm || (tcp_sm_slot_intact(conn, READ_ONCE(conn->shm->word)) &&
+			      tcp_sm_region_kept(conn->region, conn->chunk, conn->chunk_epoch));
+}
+
 /* Runs `work` of conn later, which holds the conn and the socket meanwhile. */
 static void conn_queue(struct tcp_sm_conn *conn, struct sock *sk, struct work_struct *work)
 {
@@ -265,14 +296,38 @@ void tcp_sm_conn_break_soon(struct tcp_sm_conn *conn, struct sock *sk)
 	conn_queue(conn, sk, &conn->abort);
 }
 
+/* Has the application all that came by the ring? */
+static bool rx_done(struct tcp_sm_conn *conn)
+{
+	return conn->half[TCP_SM_RX].left && !tcp_sm_ring_used(conn, TCP_SM_RX) &&
+	       ring_intact(conn);
+}
+
 /*
- * What TCP has queued comes after bytes of the ring that nobody gets any more, so
- * the application must not get it either. Lock held, the connection is closed.
+ * What TCP has queued, if only its end, comes after bytes of the ring that nobody
+ * gets any more, so the application must not get it either: it is told of a reset.
+ * Lock held, the connection is closed.
  */
 static void drop_rest(struct sock *sk)
 {
 	__skb_queue_purge(&sk->sk_receive_queue);
 	WRITE_ONCE(tcp_sk(sk)->copied_seq, tcp_sk(sk)->rcv_nxt);
+	sock_reset_flag(sk, SOCK_DONE);
+}
+
+/*
+ * Does this connection stand or fall with its slot? Not if what is unread is in
+ * memory of our own: a poll may have looked at what the slot is used for now. Nor
+ * if the peer ended its stream before its life ended, and all of it is still in
+ * the ring: then it goes on as if that machine had not died. Lock held.
+ */
+static bool lost(struct tcp_sm_conn *conn)
+{
+	if (conn->broken)
+		return true;
+	if (conn->shm && conn->phase == TCP_SM_RING && peer_ended(conn->sk) && ring_intact(conn))
+		tcp_sm_conn_leave(conn);
+	return tcp_sm_conn_of(conn->sk) == conn && conn->shm;
 }
 
 /* Reset the connection, and give back the socket, which somebody may keep for ever. No lock. */
@@ -281,11 +336,10 @@ void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk)
 	bool ours;
 
 	lock_sock(sk);
-	ours = tcp_sm_conn_of(sk) == conn;
+	ours = tcp_sm_conn_of(sk) == conn && lost(conn);
 	if (ours && !conn->broken) {
 		WRITE_ONCE(conn->broken, true);
-		if (conn->shm)
-			conn->region->aborted++;
+		conn->region->aborted++;
 	}
 	release_sock(sk);
 	if (!ours)
@@ -293,7 +347,7 @@ void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk)
 	tcp_abort(sk, ECONNRESET);
 	lock_sock(sk);
 	if (tcp_sm_conn_of(sk) == conn) {
-		if (!conn->half[TCP_SM_RX].left)
+		if (!rx_done(conn))
 			drop_rest(sk);
 		tcp_sm_conn_restore(conn);
 	}
@@ -310,12 +364,25 @@ static void abort_work(struct work_struct *work)
 	tcp_sm_conn_put(conn);
 }
 
-/* The last TCP byte from here comes after the last ring byte. Lock held. */
+/*
+ * A client in the ring whose server is not, and may never be: then what comes by
+ * TCP would be the stream's beginning for it. Lock held.
+ */
+static bool waits_for_server(struct tcp_sm_conn *conn)
+{
+	return conn->shm && unjoined(conn, READ_ONCE(conn->shm->word)) &&
+	       conn->sk->sk_state != TCP_CLOSE;
+}
+
+/*
+ * The last TCP byte from here comes after the last ring byte. Not yet, if nobody
+ * may ever read that; whoever wants it comes again. Lock held.
+ */
 void tcp_sm_conn_leave_tx(struct tcp_sm_conn *conn)
 {
 	struct tcp_sm_half *tx = &conn->half[TCP_SM_TX];
 
-	if (tx->left || conn->broken)
+	if (tx->left || conn->broken || waits_for_server(conn))
 		return;
 	tx->left = 1;
 	/* `left` after the last byte: the reader's acquire sees the final head. */
@@ -325,32 +392,36 @@ void tcp_sm_conn_leave_tx(struct tcp_sm_conn *conn)
 }
 
 /* Put what is unread into memory of our own, in the ring's place. */
-static bool conn_stash(struct tcp_sm_conn *conn)
+static bool conn_stash(struct tcp_sm_conn *conn, u32 unread)
 {
 	struct tcp_sm_half *rx = &conn->half[TCP_SM_RX];
-	void *stash = kvmalloc(rx->size, GFP_KERNEL);
+	u32 written = conn->half[TCP_SM_TX].index;
+	void *stash = kvmalloc(conn->ring_size, GFP_KERNEL);
 	u32 dir;
 
 	if (!stash)
 		return false;
-	memcpy(stash, conn->data[TCP_SM_RX], rx->size);
-	for (dir = 0; dir < 2; dir++) {
-		conn->own_lane[dir] = *conn->lane[dir];
-		WRITE_ONCE(conn->lane[dir], &conn->own_lane[dir]);
+	memcpy(stash, conn->data[TCP_SM_RX], conn->ring_size);
+	if (!ring_intact(conn)) {
+		kvfree(stash);
+		return false;
 	}
+	for (dir = 0; dir < 2; dir++)
+		conn->own_lane[dir] = *conn->lane[dir];
+	/* What was copied; a peer that has not heard of the end yet may have written more. */
+	conn->own_lane[TCP_SM_RX].head = rx->index + unread;
 	conn->own_lane[TCP_SM_RX].tail = rx->index;
 	/* What the peer did not read is in its stash, so its kernel has it. */
-	conn->own_lane[TCP_SM_TX].tail = conn->half[TCP_SM_TX].index;
+	conn->own_lane[TCP_SM_TX].head = written;
+	conn->own_lane[TCP_SM_TX].tail = written;
+	for (dir = 0; dir < 2; dir++) {
+		/* Polls hold no lock: whoever finds the lane finds what is in it. */
+		smp_store_release(&conn->lane[dir], &conn->own_lane[dir]);
+	}
 	conn->stash = stash;
 	conn->data[TCP_SM_RX] = stash;
 	conn->data[TCP_SM_TX] = NULL;
 	return true;
-}
-
-/* The peer's FIN or RST came: it published its last byte before, and may be gone. */
-static bool peer_ended(const struct sock *sk)
-{
-	return (1 << sk->sk_state) & (TCPF_CLOSE | TCPF_CLOSE_WAIT | TCPF_LAST_ACK | TCPF_CLOSING);
 }
 
 /* Both directions of a connection in the ring, as far as the peer lets them. */
@@ -359,6 +430,14 @@ static void leave_ring(struct tcp_sm_conn *conn)
 	struct tcp_sm_half *rx = &conn->half[TCP_SM_RX];
 	int unread;
 
+	/* A server that comes now finds no client in the ring, and misses nothing. */
+	if (waits_for_server(conn) && !conn->half[TCP_SM_TX].index &&
+	    tcp_sm_slot_move(conn->shm, conn->nonce, TCP_SM_SLOT_ACTIVE, TCP_SM_SLOT_FREE)) {
+		tcp_sm_conn_restore(conn);
+		return;
+	}
+	if (waits_for_server(conn))
+		return;
 	tcp_sm_conn_leave_tx(conn);
 	if (!rx->left && !peer_ended(conn->sk)) {
 		/* `left` before head, as its writer has it. */
@@ -370,13 +449,11 @@ static void leave_ring(struct tcp_sm_conn *conn)
 		rx->left = 1;
 	}
 	unread = tcp_sm_ring_used(conn, TCP_SM_RX);
-	if (unread < 0) {
+	if (unread < 0 || !ring_intact(conn))
 		tcp_sm_conn_break(conn);
-		return;
-	}
-	if (!unread)
+	else if (!unread)
 		tcp_sm_conn_restore(conn);
-	else if (conn->shm && conn_stash(conn))
+	else if (conn->shm && conn_stash(conn, unread))
 		conn_unhash(conn);
 }
 
@@ -519,8 +596,11 @@ static bool pick_all(struct tcp_sm_conn *conn)
 
 static bool pick_orphaned(struct tcp_sm_conn *conn)
 {
+	const struct tcp_sm_chunk *own = &conn->region->own;
+
 	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
-	       !tcp_sm_region_alive(conn->region, conn->peer, conn->peer_epoch);
+	       (!tcp_sm_region_alive(conn->region, conn->peer, conn->peer_epoch) ||
+		!tcp_sm_region_alive(conn->region, own->index, own->epoch));
 }
 
 static void act_abort(struct tcp_sm_conn *conn, struct sock *sk)
@@ -540,7 +620,8 @@ void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn)
 }
 
 /*
- * Reset connections whose peer's life is over. On return none of them touches
+ * Reset connections whose peer's life is over, or the own one: the hypervisor may
+ * say so of a machine that runs, and the others believe it. On return none of them touches
  * its slot any more: who holds a socket's lock looks at `broken` first, and
  * polls, which hold none, are waited for. So are first of all the steps of a
  * handshake that read the table before it changed; programs run them in RCU.
@@ -578,17 +659,15 @@ void tcp_sm_conns_withdraw(struct tcp_sm_region *region)
 	conns_each(region, pick_failed, act_withdraw);
 }
 
-/* A client that is in the ring, and whose server is not. */
-static bool unjoined(struct tcp_sm_conn *conn, u64 word)
-{
-	return conn->side == TCP_SM_IS_CLIENT &&
-	       word == TCP_SM_SLOT_WORD(conn->nonce, TCP_SM_SLOT_ACTIVE);
-}
-
 /* The peer let go of the slot, and TCP has heard nothing of an end. */
 static bool deserted(struct tcp_sm_conn *conn, u64 word)
 {
 	return (word & tcp_sm_slot_peer_left(conn)) && conn->sk->sk_state == TCP_ESTABLISHED;
+}
+
+static u64 bytes_moved(const struct tcp_sm_conn *conn)
+{
+	return READ_ONCE(conn->half[TCP_SM_TX].bytes) + READ_ONCE(conn->half[TCP_SM_RX].bytes);
 }
 
 static bool pick_doubtful(struct tcp_sm_conn *conn)
@@ -610,8 +689,10 @@ static void confirm(struct tcp_sm_conn *conn, struct sock *sk)
 	if (!pick_doubtful(conn))
 		return;
 	word = READ_ONCE(conn->shm->word);
+	/* A server says its end after it joined. */
 	if (!tcp_sm_slot_intact(conn, word) ||
-	    (unjoined(conn, word) && time_after(jiffies, conn->settled + UNJOINED_MAX)))
+	    (unjoined(conn, word) && (peer_ended(sk) ||
+				      time_after(jiffies, conn->settled + UNJOINED_MAX))))
 		tcp_sm_conn_break(conn);
 	else
 		__tcp_send_ack(sk, tcp_sk(sk)->rcv_nxt, 0);
@@ -620,6 +701,36 @@ static void confirm(struct tcp_sm_conn *conn, struct sock *sk)
 static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
 {
 	try_locked(conn, sk, confirm);
+}
+
+/*
+ * Whoever counts connections on the way, such as a firewall, must not forget one
+ * whose bytes it does not see. One that is idle it may forget, as it may TCP's.
+ */
+static bool pick_unseen(struct tcp_sm_conn *conn)
+{
+	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
+	       conn->sk->sk_state == TCP_ESTABLISHED && bytes_moved(conn) != conn->shown_bytes &&
+	       time_after(jiffies, conn->shown + READ_ONCE(show_s) * HZ);
+}
+
+static void show(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	if (!pick_unseen(conn))
+		return;
+	conn->shown = jiffies;
+	conn->shown_bytes = bytes_moved(conn);
+	__tcp_send_ack(sk, tcp_sk(sk)->rcv_nxt, 0);
+}
+
+static void act_show(struct tcp_sm_conn *conn, struct sock *sk)
+{
+	try_locked(conn, sk, show);
+}
+
+void tcp_sm_conns_show(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_unseen, act_show);
 }
 
 /*
@@ -664,6 +775,19 @@ static void act_arm(struct tcp_sm_conn *conn, struct sock *sk)
 void tcp_sm_conns_arm(struct tcp_sm_region *region)
 {
 	conns_each(region, pick_unarmed, act_arm);
+}
+
+/* Another part of the kernel took the socket, which reads TCP's queue alone. */
+static bool pick_taken(struct tcp_sm_conn *conn)
+{
+	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
+	       READ_ONCE(conn->sk->sk_data_ready) != conn->data_ready;
+}
+
+/* A bell tells of that as well, see tcp_sm_conns_wake(), if there comes one. */
+void tcp_sm_conns_give(struct tcp_sm_region *region)
+{
+	conns_each(region, pick_taken, act_leave);
 }
 
 static bool pick_silent(struct tcp_sm_conn *conn)

@@ -48,6 +48,9 @@ MODULE_PARM_DESC(faults,
 #define FAULT(bit) false
 #endif
 
+/* SYNs that carry an offer besides the first; what comes later is more important than a ring. */
+#define OFFERS_MAX 1
+
 static u64 option_tag(struct tcp_sm_region *region, u8 type, u8 chunk, u16 slot, u32 nonce)
 {
 	return siphash_1u64(type | chunk << 8 | (u64)slot << 16 | (u64)nonce << 32, &region->key);
@@ -182,11 +185,19 @@ static int offer_check(struct tcp_sm_region *region, const struct tcp_sm_option 
 	return reason;
 }
 
-/* What keeps a listener's children from the ring. 0 or a reason. */
+/*
+ * What keeps a listener's children from the ring. 0 or a reason. Without the SYN
+ * nobody joins, and a SYN cookie has neither that nor a listener. And somebody on
+ * the way may drop what it does not know: repeated often, the answer is plain.
+ */
 static int listener_check(const struct request_sock *req)
 {
 	struct sock *listener = req->rsk_listener;
 
+	if (!req->saved_syn || !listener)
+		return TCP_SM_R_BUSY;
+	if (req->num_timeout)
+		return TCP_SM_R_UNCONFIRMED;
 	if (tcp_rsk(req)->tfo_listener)
 		return TCP_SM_R_TFO;
 	if (rsk_is_mptcp(req))
@@ -272,9 +283,11 @@ static int join(struct tcp_sm_region *region, struct sock *sk, const struct tcp_
 	conn->peer_epoch = chunk.epoch;
 	conn->peer_header = chunk.base;
 	if (!tcp_sm_slot_move(shm, nonce, TCP_SM_SLOT_ACTIVE, TCP_SM_SLOT_JOINED)) {
-		conn->shm = NULL;	/* the client is gone; its FIN or RST comes */
+		conn->shm = NULL;
 		tcp_sm_conn_put(conn);
-		fail_child(sk, shm, nonce);
+		/* Free: the client goes on by TCP and said nothing, or its reset comes. */
+		if (READ_ONCE(shm->word) != TCP_SM_SLOT_WORD(nonce, TCP_SM_SLOT_FREE))
+			fail_child(sk, shm, nonce);
 		return TCP_SM_R_UNCONFIRMED;
 	}
 	conn->phase = TCP_SM_RING;
@@ -328,6 +341,9 @@ __bpf_kfunc int tcp_sm_option(struct bpf_sock_ops *skops, struct tcp_sm_option *
 		return TCP_SM_R_BUSY;
 	conn = tcp_sm_conn_of(ctx->sk);
 	if (!conn || conn->phase != TCP_SM_PENDING)
+		return TCP_SM_R_NO_OFFER;
+	/* Somebody on the way may drop what it does not know. */
+	if (inet_csk(ctx->sk)->icsk_retransmits > OFFERS_MAX)
 		return TCP_SM_R_NO_OFFER;
 	option_fill(conn->region, option, TCP_SM_OPTION_OFFER, conn->chunk, conn->slot,
 		    conn->nonce);

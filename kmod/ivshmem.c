@@ -17,9 +17,15 @@
 #define REG_POSITION	0x08
 #define REG_DOORBELL	0x0c
 
+#define CACHED_TRIAL	16384
+
 static int chunk = -1;
 module_param(chunk, int, 0444);
 MODULE_PARM_DESC(chunk, "Own chunk, for devices without a doorbell; with one it must agree");
+
+static unsigned int cached_mbps = 100;
+module_param(cached_mbps, uint, 0644);
+MODULE_PARM_DESC(cached_mbps, "Refuse memory that is read slower, as uncached memory is (MB/s)");
 
 static unsigned int drain_ms = 5000;
 module_param(drain_ms, uint, 0644);
@@ -49,8 +55,13 @@ static void quiesce(struct tcp_sm_region *region)
 	enable_irq(pci_irq_vector(dev->pdev, 0));
 }
 
-static void no_doorbell(struct tcp_sm_region *region, u32 peer)
+/* Peers may need a bell though this machine gets none, if it has no vectors for it. */
+static void perhaps_doorbell(struct tcp_sm_region *region, u32 peer)
 {
+	struct ivshmem *dev = region->provider_data;
+
+	if (dev->pdev->msix_cap)
+		doorbell(region, peer);
 }
 
 static const struct tcp_sm_provider with_doorbell = {
@@ -66,7 +77,7 @@ static void no_quiesce(struct tcp_sm_region *region)
 
 static const struct tcp_sm_provider plain = {
 	.name = "ivshmem-plain",
-	.doorbell = no_doorbell,
+	.doorbell = perhaps_doorbell,
 	.quiesce = no_quiesce,
 };
 
@@ -152,7 +163,7 @@ static int own_chunk(struct ivshmem *dev)
 {
 	int position = readl(dev->regs + REG_POSITION);
 
-	if (!dev->vectors) {
+	if (!dev->pdev->msix_cap) {
 		if (chunk < 0)
 			dev_err(&dev->pdev->dev,
 				"device without a doorbell: set the parameter chunk\n");
@@ -192,6 +203,38 @@ static int map(struct ivshmem *dev)
 		pci_iounmap(pdev, dev->regs);
 	pci_release_regions(pdev);
 	return -ENOMEM;
+}
+
+/* How fast the memory is read (MB/s), at best: others may have the CPU meanwhile. */
+static u64 read_mbps(const void *memory)
+{
+	u64 began, best = U64_MAX;
+	void *copy = kmalloc(CACHED_TRIAL, GFP_KERNEL);
+	int i;
+
+	for (i = 0; copy && i < 8; i++) {
+		began = ktime_get_ns();
+		memcpy(copy, memory, CACHED_TRIAL);
+		best = min(best, ktime_get_ns() - began);
+	}
+	kfree(copy);
+	return div64_u64(CACHED_TRIAL * 1000ULL, best ?: 1);
+}
+
+/*
+ * Below 4 GiB, firmware may have declared the device's memory uncached (MTRR). Some
+ * hypervisors take its word, and then rings are far slower than TCP.
+ */
+static int check_cached(struct ivshmem *dev)
+{
+	u64 mbps = read_mbps(dev->memory);
+
+	if (mbps >= cached_mbps)
+		return 0;
+	dev_err(&dev->pdev->dev,
+		"memory is read at %llu MB/s, as if it were not cached (at least %u is expected): TCP is faster. Firmware that places the device above 4 GiB helps, such as OVMF; or set cached_mbps=0\n",
+		mbps, cached_mbps);
+	return -EOPNOTSUPP;
 }
 
 static void unmap(struct ivshmem *dev)
@@ -241,7 +284,7 @@ static int probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	err = map(dev);
 	if (err)
 		return err;
-	err = interrupts(dev);
+	err = check_cached(dev) ?: interrupts(dev);
 	if (err)
 		goto unmap;
 	self = own_chunk(dev);

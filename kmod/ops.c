@@ -22,24 +22,32 @@ DEFINE_STATIC_SRCU(ops_srcu);
 static DEFINE_MUTEX(ops_mutex);
 static struct tcp_sm_ops __rcu *attached;
 
+/* A program says how much it moved; `had` is what there was to move before. */
+static int checked(int n, size_t had, const struct tcp_sm_io *io)
+{
+	return n < 0 || n == had - io->len ? n : -EPROTO;
+}
+
 int tcp_sm_ops_sendmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 {
 	int idx = srcu_read_lock(&ops_srcu);
 	struct tcp_sm_ops *ops = srcu_dereference(attached, &ops_srcu);
+	size_t had = io->len;
 	int n = ops ? ops->sendmsg(conn, io) : tcp_sm_ring_sendmsg(conn, io);
 
 	srcu_read_unlock(&ops_srcu, idx);
-	return n;
+	return checked(n, had, io);
 }
 
 int tcp_sm_ops_recvmsg(struct tcp_sm_conn *conn, struct tcp_sm_io *io)
 {
 	int idx = srcu_read_lock(&ops_srcu);
 	struct tcp_sm_ops *ops = srcu_dereference(attached, &ops_srcu);
+	size_t had = io->len;
 	int n = ops ? ops->recvmsg(conn, io) : tcp_sm_ring_recvmsg(conn, io);
 
 	srcu_read_unlock(&ops_srcu, idx);
-	return n;
+	return checked(n, had, io);
 }
 
 u32 tcp_sm_ops_poll(struct tcp_sm_conn *conn, u32 lowat)

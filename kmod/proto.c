@@ -134,9 +134,9 @@ static int wait_settled(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
  * and works on the first while this end works on the next. Waking takes longer
  * than copying.
  */
-static u32 piece(const struct tcp_sm_conn *conn, u32 dir)
+static u32 piece(const struct tcp_sm_conn *conn)
 {
-	return conn->half[dir].size / 4;
+	return conn->ring_size / 4;
 }
 
 /* Did the peer close, or shut down both directions? Then it reads nothing any more. */
@@ -204,7 +204,7 @@ static int ring_send(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 	sk_clear_bit(SOCKWQ_ASYNC_NOSPACE, sk);
 	do {
 		struct tcp_sm_io io = {
-			.len = min_t(size_t, msg_data_left(msg), piece(conn, TCP_SM_TX)),
+			.len = min_t(size_t, msg_data_left(msg), piece(conn)),
 			.iter = &msg->msg_iter,
 		};
 
@@ -266,6 +266,26 @@ static int ring_send_notify(struct sock *sk, struct tcp_sm_conn *conn, struct ms
 	return ret;
 }
 
+/* Leave the ring, if need be after the server joined. Lock held. 0 or an error. */
+static int leave_for_good(struct sock *sk, struct tcp_sm_conn *conn, int flags)
+{
+	long timeo = sock_sndtimeo(sk, flags & MSG_DONTWAIT);
+
+	for (;;) {
+		tcp_sm_conn_leave(conn);
+		if (!tx_in_ring(conn) || conn->broken || sk->sk_err)
+			return 0;
+		if (!timeo)
+			return -EAGAIN;
+		if (signal_pending(current))
+			return sock_intr_errno(timeo);
+		release_sock(sk);
+		schedule_timeout_interruptible(1);
+		timeo -= timeo != MAX_SCHEDULE_TIMEOUT;
+		lock_sock(sk);
+	}
+}
+
 static int ring_sendmsg(struct sock *sk, struct msghdr *msg, size_t size)
 {
 	int call = srcu_read_lock(&calls);
@@ -284,7 +304,7 @@ static int ring_sendmsg(struct sock *sk, struct msghdr *msg, size_t size)
 			ret = sk_stream_error(sk, msg->msg_flags, ret);
 	}
 	if (!ret && tx_in_ring(conn) && (msg->msg_flags & MSG_OOB))
-		tcp_sm_conn_leave(conn);	/* urgent data is TCP's */
+		ret = leave_for_good(sk, conn, msg->msg_flags);	/* urgent data is TCP's */
 	if (!ret && tx_in_ring(conn))
 		ret = ring_send_notify(sk, conn, msg, size);
 	else if (!ret)
@@ -453,17 +473,17 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 	int copied = 0, err = 0;
 
 	if (flags & MSG_PEEK)
-		target = clamp_t(int, rx->size - skip, 1, target);
+		target = clamp_t(int, conn->ring_size - skip, 1, target);
 	for (;;) {
 		bool ended = rx_ended(sk);
 		/* Both ends of the stream are looked at before the ring: see above. */
 		bool left = virt_load_acquire(&conn->lane[TCP_SM_RX]->left);
 		/* Then the next piece is this call's, too, and nobody sleeps before it. */
-		bool more = len - copied > piece(conn, TCP_SM_RX) &&
+		bool more = len - copied > piece(conn) &&
 			    !(flags & MSG_PEEK) &&
-			    tcp_sm_ring_used(conn, TCP_SM_RX) > (int)piece(conn, TCP_SM_RX);
+			    tcp_sm_ring_used(conn, TCP_SM_RX) > (int)piece(conn);
 		struct tcp_sm_io io = {
-			.len = min_t(size_t, len - copied, more ? piece(conn, TCP_SM_RX) : INT_MAX),
+			.len = min_t(size_t, len - copied, more ? piece(conn) : INT_MAX),
 			.iter = &msg->msg_iter,
 		};
 		int n;

@@ -99,6 +99,24 @@ bool tcp_sm_region_alive(struct tcp_sm_region *region, u32 index, u32 epoch)
 	       READ_ONCE(entry->epoch) == epoch;
 }
 
+/*
+ * Is chunk `index` as that life left it, though its owner may be gone? The agent
+ * declares it dead under the next epoch, and gives it away under one after that.
+ */
+bool tcp_sm_region_kept(struct tcp_sm_region *region, u32 index, u32 epoch)
+{
+	struct tcp_sm_chunk_entry *entry = table_entry(region, index);
+	u32 now = READ_ONCE(entry->epoch);
+
+	return now == epoch || (now == epoch % U32_MAX + 1 &&
+				READ_ONCE(entry->state) == TCP_SM_CHUNK_DEAD);
+}
+
+static bool own_alive(struct tcp_sm_region *region)
+{
+	return tcp_sm_region_alive(region, region->own.index, region->own.epoch);
+}
+
 static struct tcp_sm_chunk_header *header_of(const struct tcp_sm_chunk *chunk)
 {
 	return chunk->base;
@@ -110,6 +128,8 @@ bool tcp_sm_region_ready(struct tcp_sm_region *region)
 	struct tcp_sm_chunk chunk;
 	u32 i;
 
+	if (!own_alive(region))
+		return false;
 	if (READ_ONCE(region->ready))
 		return true;
 	for (i = 0; i < TCP_SM_CHUNKS_MAX; i++) {
@@ -197,6 +217,8 @@ static void say_seen(struct tcp_sm_region *region, u32 first, const u32 *epochs,
 		if (epochs[i] != region->seen[first + i])
 			inbox_catch_up(region, first + i);
 		region->seen[first + i] = epochs[i];
+		if (!own_alive(region))
+			continue;	/* who has the chunk now? */
 		/* After the last access to a slot of that life. */
 		virt_store_release(&region->header->seen[first + i], epochs[i]);
 	}
@@ -257,8 +279,6 @@ static void repair_header(struct tcp_sm_region *region)
 {
 	struct tcp_sm_chunk_header *header = region->header;
 
-	if (!tcp_sm_region_alive(region, region->own.index, region->own.epoch))
-		return;		/* who has the chunk now? */
 	WRITE_ONCE(header->awake, 0);	/* if it is true, the poller says so again */
 	if (READ_ONCE(header->magic) == TCP_SM_CHUNK_MAGIC &&
 	    READ_ONCE(header->epoch) == region->own.epoch)
@@ -278,14 +298,20 @@ static void watch_work(struct work_struct *work)
 {
 	struct tcp_sm_region *region = container_of(work, struct tcp_sm_region, watch.work);
 
-	look_at_table(region);
-	repair_header(region);
-	beat(region);
-	tcp_sm_region_event(region);	/* whatever bell was lost */
-	inbox_all(region);
+	/* It may wait for the lock of a socket, which somebody may keep for long. */
+	schedule_work(&region->attention);
+	/* Otherwise, who has the chunk now? */
+	if (own_alive(region)) {
+		repair_header(region);
+		beat(region);
+		tcp_sm_region_event(region);	/* whatever bell was lost */
+		inbox_all(region);
+	}
 	tcp_sm_conns_withdraw(region);
 	tcp_sm_conns_confirm(region);
 	tcp_sm_conns_arm(region);
+	tcp_sm_conns_give(region);
+	tcp_sm_conns_show(region);
 	tcp_sm_conns_mistrust(region);
 	tcp_sm_slot_sweep(region);
 	schedule_delayed_work(&region->watch, WATCH_INTERVAL);
@@ -384,6 +410,7 @@ static int take_chunk(struct tcp_sm_region *region, u32 self)
 	}
 	region->own.epoch++;
 	WRITE_ONCE(table_entry(region, self)->epoch, region->own.epoch);
+	virt_wmb();	/* whoever finds something emptied finds another epoch */
 	region->header = region->own.base;
 	memset(region->own.base, 0, TCP_SM_SLOTS_OFFSET);
 	memset(region->own.base + TCP_SM_SLOTS_OFFSET, 0,

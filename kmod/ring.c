@@ -47,7 +47,7 @@ int tcp_sm_ring_used(struct tcp_sm_conn *conn, u32 dir)
 /* Copy `len` bytes from the caller into the tx ring at index `at`. Bytes or -EFAULT. */
 int tcp_sm_ring_copy_in(struct tcp_sm_conn *conn, struct tcp_sm_io *io, u32 at, u32 len)
 {
-	u32 size = conn->half[TCP_SM_TX].size;
+	u32 size = conn->ring_size;
 	u8 *data = conn->data[TCP_SM_TX];
 	u32 done, first;
 
@@ -66,7 +66,7 @@ int tcp_sm_ring_copy_in(struct tcp_sm_conn *conn, struct tcp_sm_io *io, u32 at, 
 /* Copy `len` bytes of the rx ring from index `at` to the caller. Bytes or -EFAULT. */
 int tcp_sm_ring_copy_out(struct tcp_sm_conn *conn, struct tcp_sm_io *io, u32 at, u32 len)
 {
-	u32 size = conn->half[TCP_SM_RX].size;
+	u32 size = conn->ring_size;
 	u8 *data = conn->data[TCP_SM_RX];
 	u32 done, first;
 

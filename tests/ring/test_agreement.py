@@ -39,6 +39,7 @@ RING = (Channel.RING, Reason.NONE)
 SIZE = 5000
 IGNORES, FAILS, NO_SLOT, BAD_TAG = 1, 2, 4, 8
 V6 = "fd00:9::2"
+TCP_SAVE_SYN = 27
 
 
 def on_tcp(reason: Reason) -> tuple[Channel, Reason]:
@@ -676,6 +677,121 @@ def test_client_drains_before_the_server_joins(played: Scene, cable: Cable) -> N
         played.here.run(channel.drain, False)
 
 
+# A server that never joins: whatever the client does, its stream never begins in the middle.
+
+
+@contextlib.contextmanager
+def alone_in_the_ring(scene: Scene, cable: Cable, data: bytes) -> Iterator[tuple[Remote, Remote]]:
+    """(client, server): the client is in the ring and sent `data`, its server is TCP's for good."""
+    door, client = held_ack(scene, cable, data)
+    with without_handshake(scene.there):
+        cable.clear()
+        cable.release()
+        server = scene.two.run(accept, door, False)
+    yield client, server
+    scene.one.run(reset, client)
+
+
+def reset_for_both(scene: Scene, client: Remote, server: Remote) -> None:
+    """The client is told, and so is the server, which has got nothing."""
+    assert scene.wait(client, select.POLLIN) & select.POLLIN
+    assert attempt(client.recv, 10) == "ECONNRESET"
+    assert scene.wait(server, select.POLLIN) & select.POLLERR
+    assert attempt(server.recv, 10) == "ECONNRESET"
+
+
+def test_alone_and_draining(played: Scene, cable: Cable) -> None:
+    """What it sends after the drain is not what the server reads first."""
+    with alone_in_the_ring(played, cable, b"first ") as (client, server):
+        drain = played.one.later(channel.drain, True)
+        wait_for("the drain", lambda: played.here.run(channel.status)["closing"])
+        client.send(b"second")
+        assert not drain.done(0.5)
+        assert attempt(server.recv, 20) == "EAGAIN"
+        assert attempt(drain.result, 20) != "ok"
+        played.here.run(channel.drain, False)
+        server.send(b"by TCP")
+        reset_for_both(played, client, server)
+
+
+def test_alone_and_draining_in_silence(played: Scene, cable: Cable) -> None:
+    """Who has said nothing goes back to TCP."""
+    with alone_in_the_ring(played, cable, b"") as (client, server):
+        played.here.run(channel.drain, True)
+        played.here.run(channel.drain, False)
+        played.exchange(client, server)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_alone_and_urgent(played: Scene, cable: Cable, blocking: bool) -> None:
+    with alone_in_the_ring(played, cable, b"first ") as (client, server):
+        client.setblocking(blocking)
+        call = client.later("send", b"!", socket.MSG_OOB)
+        if blocking:
+            assert not call.done(0.5)
+            server.shutdown(socket.SHUT_WR)
+        assert attempt(call.result) == ("ECONNRESET" if blocking else "EAGAIN")
+        assert attempt(server.recv, 20) == ("ECONNRESET" if blocking else "EAGAIN")
+
+
+def test_alone_until_the_server_is_done(played: Scene, cable: Cable) -> None:
+    """Its end says that it did not join."""
+    with alone_in_the_ring(played, cable, b"first ") as (client, server):
+        server.shutdown(socket.SHUT_WR)
+        assert played.wait(server, select.POLLERR) & select.POLLERR
+        assert attempt(server.recv, 10) == "ECONNRESET"
+        assert attempt(client.send, b"second") in ("ECONNRESET", "EPIPE")
+
+
+def test_listener_that_keeps_no_syn(played: Scene, cable: Cable) -> None:
+    """Nobody could join by it, so nobody is accepted."""
+    door, port = played.door()
+    door.setsockopt(socket.IPPROTO_TCP, TCP_SAVE_SYN, 0)
+    client = played.one.run(connect, played.there.address, port, False)
+    server = accepted(played, door)
+    played.watch(client=(played.one, client))
+    played.exchange(client, server)
+    assert places(played) == (on_tcp(Reason.NO_OFFER), on_tcp(Reason.NO_OFFER))
+
+
+@pytest.mark.limit(60)
+@pytest.mark.parametrize("kind", ["syn", "synack"])
+def test_unknown_options_are_dropped(played: Scene, cable: Cable, kind: str) -> None:
+    """Somebody on the way lets no segment with the option through: TCP, a moment later."""
+    cable.rule(kind, lambda segment: drop(segment) if segment.offer else [(0, segment)], None)
+    door, port = played.door()
+    client = played.one.long(20, connect, played.there.address, port, True, (), 15.0)
+    client.setblocking(False)
+    server = accepted(played, door)
+    played.watch(client=(played.one, client))
+    played.exchange(client, server)
+    assert places(played)[0] == on_tcp(Reason.NO_OFFER)
+    assert places(played)[1] in (on_tcp(Reason.NO_OFFER), on_tcp(Reason.UNCONFIRMED))
+
+
+def test_the_network_sees_who_talks(played: Scene, cable: Cable) -> None:
+    """An ACK now and then, lest a firewall forgets the connection; none of one that is idle."""
+    client, server = played.pair()
+    for guest in played.lab.guests:
+        guest.run(channel.parameter, "show_s", "1")
+    try:
+        time.sleep(1.5)
+        cable.seen.clear()
+        for _ in range(10):
+            played.exchange(client, server, 1000)
+            time.sleep(0.25)
+        shown = [segment for segment in cable.seen if segment.kind == "ack"]
+        assert {segment.sender for segment in shown} == {0, 1}
+        assert len(shown) < 10
+        time.sleep(1.5)
+        cable.seen.clear()
+        time.sleep(2)
+        assert not cable.seen
+    finally:
+        for guest in played.lab.guests:
+            guest.run(channel.parameter, "show_s", "60")
+
+
 def test_listener_closes_in_between(played: Scene, cable: Cable) -> None:
     door, client = held_ack(played, cable, b"never arrives")
     door.close()
@@ -792,8 +908,9 @@ def unsettle(lab: Lab) -> Iterator[None]:
 def storm(scene: Scene, cable: Cable, count: int, seconds: float, steady: bool) -> None:
     """Many short connections over a bad network: all bytes right, no slot left.
 
-    steady: all in the ring. Otherwise ends fail and drain meanwhile, in ways after which
-    bytes go on by TCP; both ends then must count the same number of rings.
+    steady: all in the ring but those whose offers got lost again and again. Otherwise ends fail
+    and drain meanwhile, in ways after which bytes go on by TCP. Clients that withdraw before
+    their servers join have counted a ring.
     """
     cable.rule("any", chance(count, lost=0.04, doubled=0.05, delayed=0.2, seconds=0.03), None)
     before = [scenes.stats(guest) for guest in scene.lab.guests]
@@ -814,9 +931,9 @@ def storm(scene: Scene, cable: Cable, count: int, seconds: float, steady: bool) 
     after = [scenes.stats(guest) for guest in scene.lab.guests]
     ringed = [new["opened"]["ring"] - old["opened"]["ring"]
               for old, new in zip(before, after, strict=True)]  # fmt: skip
-    assert ringed[0] == ringed[1], "the ends did not agree"
-    assert ringed[0] == count if steady else 0 < ringed[0] < count
-    assert (cable.payload(PORT) == 0) == steady
+    assert ringed[0] >= ringed[1] if not steady else ringed[0] == ringed[1], "ends did not agree"
+    assert 0.95 * count <= ringed[0] <= count if steady else 0 < ringed[0] < count
+    assert (cable.payload(PORT) == 0) == (ringed[0] == count)
 
 
 @pytest.mark.parametrize("steady", [True, False], ids=["steady", "failing"])

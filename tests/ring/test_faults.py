@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from ansible_collections.colocated.tcp_sm.plugins.module_utils._io.region import RegionFile
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import abi
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model.region import ChunkState
 from ringlab import scene as scenes
 from ringlab.guest import channel
 from ringlab.guest.lib import fill, wait_for
 from ringlab.lab import Guest, Lab
+from ringlab.remote import Remote
 from ringlab.scene import IN_RING, Load, Reason, Scene
 
 LEFT = (abi.Channel.TCP, Reason.PEER_LEFT)
@@ -149,6 +151,96 @@ def test_a_rebooted_machine(lab: Lab, played: Scene) -> None:
     lab.equip(victim)
     with pytest.raises(ConnectionResetError):
         reader.result(5)
+    new_life(lab)
+
+
+SENT = 20_000
+
+
+def both_send_and_end(played: Scene) -> list[Remote]:
+    """What the second guest has of two connections that the first one's ends have closed: one as
+    its client, one as its server. Of each one byte is read."""
+    client, server = played.pair()
+    turned = played.turned()
+    other_client, other_server = turned.pair()
+    for scene, sock in ((played, client), (turned, other_server)):
+        scene.send(sock, b"A" * SENT)
+        sock.close()
+    assert played.wait(server, select.POLLRDHUP)
+    assert turned.wait(other_client, select.POLLRDHUP)
+    assert server.recv(1) == other_client.recv(1) == b"A"
+    return [server, other_client]
+
+
+@pytest.mark.limit(120)
+def test_what_a_machine_sent_before_it_died(lab: Lab, played: Scene) -> None:
+    """It closed, so all of it is there: nobody loses the rest, nobody takes a part for all."""
+    kept = both_send_and_end(played)
+    victim = played.here
+    victim.kill()
+    try:
+        wait_for("both left", lambda: not played.there.run(channel.status)["connections"])
+        for sock in kept:
+            assert sock.recv(SENT) == b"A" * (SENT - 1)
+            assert sock.recv(1) == b""
+            sock.close()
+    finally:
+        lab.boot(victim)
+    new_life(lab)
+
+
+@pytest.mark.limit(120)
+def test_what_a_machine_sent_before_it_rebooted(lab: Lab, played: Scene) -> None:
+    """Its next life empties its slots: what was in them ends with an error, not as a whole."""
+    in_its_slot, in_ours = both_send_and_end(played)
+    victim = played.here
+    victim.reset()
+    lab.equip(victim)
+    wait_for("both left", lambda: not played.there.run(channel.status)["connections"])
+    assert in_ours.recv(SENT) == b"A" * (SENT - 1)
+    assert in_ours.recv(1) == b""
+    with pytest.raises(ConnectionResetError):
+        in_its_slot.recv(SENT)
+    new_life(lab)
+
+
+@pytest.mark.limit(120)
+def test_a_life_that_ended_while_it_goes_on(lab: Lab, played: Scene) -> None:
+    """The hypervisor says that a machine is dead, and it hears that: it lets go, as all do."""
+    victim = played.here
+    ends = played.pair(blocking=True)
+    readers = [sock.later("recv", 1) for sock in ends]
+    with RegionFile(str(lab.region)) as file:
+        chunks = [lab.chunk(guest) for guest in lab.guests]
+        file.end_life(victim.number - 1, [])
+        try:
+            for reader in readers:
+                with pytest.raises(ConnectionResetError):
+                    reader.result(5)
+            assert not victim.run(channel.status)["ready"]
+            assert fresh(played) == (abi.Channel.TCP, Reason.STARTING)
+            assert fresh(played.turned()) == (abi.Channel.TCP, Reason.NO_OFFER)
+        finally:
+            file.begin_life(lab.chunk(victim), chunks[0].owner)
+    address = victim.run(channel.bound)[0]
+    victim.run(channel.unbind, address)
+    victim.run(channel.bind, address)
+    new_life(lab)
+
+
+def test_memory_that_is_not_cached(lab: Lab, played: Scene) -> None:
+    """A device whose memory is slower than the network is refused, and TCP goes on."""
+    guest = played.here
+    address = guest.run(channel.bound)[0]
+    guest.run(channel.unbind, address)
+    guest.run(channel.parameter, "cached_mbps", str(10**9))
+    try:
+        with pytest.raises(OSError, match="not supported"):
+            guest.run(channel.bind, address)
+        assert guest.run(channel.bound) == []
+    finally:
+        guest.run(channel.parameter, "cached_mbps", "100")
+        guest.run(channel.bind, address)
     new_life(lab)
 
 
