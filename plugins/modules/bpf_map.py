@@ -125,7 +125,9 @@ entries:
       type: list
       elements: raw
 diff:
-  description: The entries that differ, by key.
+  description:
+    - The entries that differ, by key. Modes and rules of this collection's own maps are shown as
+      the words that its roles take, such as V(pass) or V(exclude).
   returned: in diff mode
   type: dict
 """

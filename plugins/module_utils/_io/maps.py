@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._model.btf import parse_btf
 from .._model.entries import PER_CPU, WRITABLE, Changes, Codec, add_up, plan_entries
 from .._model.errors import InputError, KernelError, MissingError
+from .._model.rules import in_words
 from .._model.spec import MapSpec
 from .libbpf import Bpf, MapInfo
 from .lock import LOCK_PATH, locked
@@ -23,7 +24,7 @@ from .lock import LOCK_PATH, locked
 @dataclass
 class MapResult:
     """Outcome. `entries` are all entries afterwards as dicts of key and value; `before` and
-    `after` show only what differs."""
+    `after` show only what differs, to be read by people."""
 
     changed: bool
     entries: list[dict[str, Any]]
@@ -50,7 +51,7 @@ def apply_map(spec: MapSpec, check: bool = False, lock_path: str = LOCK_PATH) ->
             bool(wanted),
             wanted,
             {},
-            {str(entry["key"]): entry["value"] for entry in wanted},
+            _in_words(spec.path, wanted),
             [f"Check mode cannot predict the rest: {error}"],
         )
 
@@ -190,9 +191,11 @@ def _run(target: PinnedMap, spec: MapSpec, check: bool) -> MapResult:
 
 def _side(target: PinnedMap, entries: Mapping[bytes, bytes], changes: Changes) -> dict[str, Any]:
     """One side of the diff: the touched entries only, since maps can be large."""
-    return {
-        str(shown["key"]): shown["value"]
-        for shown in (
-            target.show(key, entries[key]) for key in sorted(changes.keys()) if key in entries
-        )
-    }
+    touched = [target.show(key, entries[key]) for key in sorted(changes.keys()) if key in entries]
+    return _in_words(target.path, touched)
+
+
+def _in_words(path: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Entries by key, with words for the numbers of this collection's own maps."""
+    name = os.path.basename(path)
+    return dict(in_words(name, entry["key"], entry["value"]) for entry in entries)

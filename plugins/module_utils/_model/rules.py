@@ -182,3 +182,33 @@ def parse_cidr(value: Any, name: str) -> Network:
         mapped = f"::ffff:{network.network_address}/{network.prefixlen + _V4_MAPPED_BITS}"
         return ipaddress.IPv6Network(mapped)
     return network
+
+
+def in_words(name: str, key: Any, value: Any) -> tuple[str, Any]:
+    """Key and value of map ``name`` as a person would write them, for differences that are shown.
+
+    Modes and rules are words, and keys of ``tcp_sm_cidrs`` networks. What is of another map, or has
+    no word, stays as it is.
+    """
+    if name == "tcp_sm_config" and isinstance(value, Mapping) and "mode" in value:
+        value = {**value, "mode": _word(Mode, value["mode"])}
+    elif name in ("tcp_sm_ports", "tcp_sm_cidrs"):
+        value = _word(Rule, value)
+    return (_network_text(key) if name == "tcp_sm_cidrs" else str(key)), value
+
+
+def _word(kind: type[Mode | Rule], number: Any) -> Any:
+    return kind(number).name.lower() if number in list(kind) else number
+
+
+def _network_text(key: Any) -> str:
+    """A key as ``cidr_entries`` makes it, or as the module returns it."""
+    try:
+        address = ipaddress.ip_address(key["addr"])
+        length = int(key["prefixlen"])
+    except (KeyError, TypeError, ValueError):
+        return str(key)
+    mapped = address if address.version == 4 else address.ipv4_mapped
+    if mapped and length >= _V4_MAPPED_BITS:
+        return f"{mapped}/{length - _V4_MAPPED_BITS}"
+    return f"{address}/{length}"

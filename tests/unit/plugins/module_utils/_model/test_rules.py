@@ -157,3 +157,25 @@ def test_networks_of_both_lists_have_their_rule() -> None:
 def test_a_bad_network_is_named(include: Any, exclude: Any, message: Any) -> None:
     with pytest.raises(rules.RuleError, match=message):
         rules.cidr_entries(include, exclude)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "shown"),
+    [
+        ("tcp_sm_config", 0, {"mode": 2, "eager": 1}, ("0", {"mode": "drain", "eager": 1})),
+        ("tcp_sm_config", 0, {"mode": 9}, ("0", {"mode": 9})),
+        ("tcp_sm_config", 0, "00ff", ("0", "00ff")),
+        ("tcp_sm_ports", 22, 2, ("22", "exclude")),
+        ("tcp_sm_ports", 22, 7, ("22", 7)),
+        ("tcp_sm_ports", 22, [1], ("22", [1])),
+        # As the module returns the key, and as the filter makes it.
+        ("tcp_sm_cidrs", {"prefixlen": 104, "addr": "10.0.0.0"}, 1, ("10.0.0.0/8", "include")),
+        ("tcp_sm_cidrs", {"prefixlen": 104, "addr": "::ffff:a00:0"}, 1, ("10.0.0.0/8", "include")),
+        ("tcp_sm_cidrs", {"prefixlen": 8, "addr": "fd00::"}, 2, ("fd00::/8", "exclude")),
+        ("tcp_sm_cidrs", {"prefixlen": 0, "addr": "::"}, 2, ("::/0", "exclude")),
+        ("tcp_sm_cidrs", "10.0.0.0/8", 2, ("10.0.0.0/8", "exclude")),
+        ("ports", 22, 2, ("22", 2)),
+    ],
+)
+def test_differences_are_shown_in_words(name: Any, key: Any, value: Any, shown: Any) -> None:
+    assert rules.in_words(name, key, value) == shown
