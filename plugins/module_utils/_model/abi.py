@@ -122,8 +122,8 @@ EXPLANATIONS: dict[Reason, str] = {
         "does run on this host, add its cgroup to container_cgroups and let it reconnect."
     ),
     Reason.MODE_PASS: (
-        "The mode is `pass`, so nothing is accelerated; set container_mode (in a virtual machine: "
-        "guest_mode) to `on` and let the application reconnect."
+        "The mode is `pass` or `drain`, so nothing is accelerated; set container_mode (in a "
+        "virtual machine: guest_mode) to `on` and let the application reconnect."
     ),
     Reason.PORT: (
         "A port rule keeps this server port out; change container_ports_include or "
@@ -218,8 +218,8 @@ EXPLANATIONS: dict[Reason, str] = {
         "This machine has no shared memory region; attach one with colocated.tcp_sm.ivshmem_domain."
     ),
     Reason.NO_OFFER: (
-        "The other end said nothing of shared memory: it has no region, no module or no programs, "
-        "or something on the way removed the TCP option."
+        "Normal where the other end takes no part, as Ansible's own ssh does; if it is a machine "
+        "of this region, its status names what it lacks, or the TCP option is lost on the way."
     ),
     Reason.OTHER_REGION: (
         "The other end is not in this machine's region: another hypervisor or trust domain, "

@@ -236,7 +236,15 @@ def _device(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _kept_out(facts: Facts) -> bool:
+    """Does the mode keep connections from rings?"""
+    attached = facts.objects.get(HANDSHAKE) == "attached"
+    return attached and facts.mode is not None and facts.mode != Mode.ON
+
+
 def _draining(facts: Facts) -> Iterator[Finding]:
+    if _kept_out(facts):
+        return  # The mode drained them, and what helps against it accepts connections again.
     for one in bound(facts):
         if one.status and one.status["closing"]:
             yield Finding(
@@ -264,7 +272,7 @@ def _handshake(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "handshake", f"The programs that offer the ring to connections are {state}.", ROLE
         )
-    elif facts.mode is not None and facts.mode != Mode.ON:
+    elif _kept_out(facts):
         yield Finding(
             "mode",
             f"The mode is {_mode_name(facts.mode)}, so no connection is offered the ring.",

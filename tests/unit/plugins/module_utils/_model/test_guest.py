@@ -114,6 +114,9 @@ def test_is_nothing_missing_where_all_is_there() -> None:
         (replace(GOOD, objects={RING: "attached", HANDSHAKE: "loaded"}), ["handshake"]),
         (replace(GOOD, mode=0), ["mode"]),
         (replace(GOOD, mode=2), ["mode"]),
+        # One cause, one remedy.
+        (replace(with_status(closing=True), mode=2), ["mode"]),
+        (replace(with_status(closing=True), objects={}), ["drained", "handshake"]),
         # One of two is enough, as a machine is in one region.
         (replace(GOOD, devices=(DEVICE, Device("0000:02:00.0"))), []),
         (Facts("6.12.57"), ["module", "device", "handshake"]),
