@@ -54,6 +54,7 @@ MACHINES |= {
 }
 EMPTY = {**ENTRY, "workload": "wrk-1k", "tcp": None, "naive": None, "unix": None}
 EMPTY |= {"ratio": None, "ci": None, "cpu_ratio": None, "runs": 0}
+CONTAINER = "0123456789abcdef" * 4
 CONNECTIONS = [
     {
         "channel": "sockmap",
@@ -61,14 +62,22 @@ CONNECTIONS = [
         "bytes": 4096,
         "messages": 3,
         "client": {"addr": "fd00::2", "port": 40000, "cgroup_path": "/a<b>"},
-        "server": {"addr": "10.0.0.2", "port": 80, "cgroup_path": "/c"},
+        "server": {"addr": "10.0.0.2", "port": 80, "cgroup_path": f"/docker-{CONTAINER}.scope/c"},
     },
     {
         "channel": "tcp",
         "reason": "blocking",
-        "bytes": 0,
+        "bytes": 1 << 30,
         "messages": 0,
         "client": {"addr": "10.0.0.3", "port": 40001, "cgroup_path": "/"},
+        "server": None,
+    },
+    {
+        "channel": "ring",
+        "reason": None,
+        "bytes": 8192,
+        "messages": 3,
+        "client": {"addr": "10.0.0.4", "port": 40002, "cgroup_path": "/"},
         "server": None,
     },
 ]
@@ -115,7 +124,7 @@ def write_report(directory: Path, results: list[Any], connections: list[Any]) ->
             "ansible_python_interpreter": sys.executable,
             "bench_report_dir": str(directory / "report"),
             "bench_title": "Title <&>",
-            "bench_meta": {"machine": "m", "kernel": "6.18", "accelerator": "none"},
+            "bench_meta": {"machine": "m", "kernel": "6.18", "accelerator": "none", "runs": 8},
             "bench_results": results,
             "bench_connections": connections,
         },
@@ -181,6 +190,26 @@ def test_a_workload_without_a_result_keeps_its_row_and_has_no_bar(page: Page) ->
 def test_what_others_wrote_is_text_and_no_markup(page: Page) -> None:
     for text in ("Title <&>", "naive: <hung> & lost", "/a<b>", "[fd00::2]:40000"):
         assert text in page.text
+
+
+def test_accelerated_connections_come_first_and_then_the_largest(page: Page) -> None:
+    found = re.findall(r"(?:^|\n)(ring|sockmap|tcp)", page.text.split("Why on TCP")[1])
+    assert found == ["ring", "sockmap", "tcp"]
+
+
+def test_containers_have_short_ids_and_the_whole_one_as_a_title(page: Page) -> None:
+    assert "/docker-0123456789ab.scope/c" in page.text
+    assert CONTAINER not in page.text
+    titles = [attrs["title"] for tag, attrs in page.elements if tag == "small"]
+    assert f"/docker-{CONTAINER}.scope/c" in titles
+
+
+def test_sections_say_how_many_runs_they_have(tmp_path: Path) -> None:
+    write_report(tmp_path, [ENTRY, {**SLOWER, "runs": 8}, {**MACHINES, "runs": 3}, EMPTY], [])
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert re.findall(r"Medians of (.*?), each", html) == ["5 to 8 runs", "3 runs"]
+    assert "<dt>kernel</dt>" in html
+    assert "<dt>runs</dt>" not in html
 
 
 def test_machines_are_labelled_and_have_their_own_marks(tmp_path: Path) -> None:
