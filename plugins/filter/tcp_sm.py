@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible import constants
 from ansible.errors import AnsibleFilterError
+from ansible.plugins.loader import callback_loader
 from ansible_collections.colocated.tcp_sm.plugins.module_utils._model import (
     connections,
     rules,
@@ -72,6 +74,19 @@ def bench_table(results: Any) -> Any:
     return _formed("tcp_sm_bench_table", tables.bench_table, _rows("tcp_sm_bench_table", results))
 
 
+def shown(text: Any) -> str | list[str]:
+    """See ``tcp_sm_shown.yml``."""
+    if not isinstance(text, str):
+        raise AnsibleFilterError(
+            f"colocated.tcp_sm.tcp_sm_shown: the input must be text, not {type(text).__name__}."
+        )
+    callback_loader.get("default", class_only=True)  # its settings are known from then on
+    output = constants.config.get_config_value(
+        "result_format", plugin_type="callback", plugin_name="default"
+    )
+    return text if output == "yaml" else text.splitlines()
+
+
 def _formed(name: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
@@ -93,4 +108,5 @@ class FilterModule:
             "tcp_sm_connections_across": connections_across,
             "tcp_sm_connections_table": connections_table,
             "tcp_sm_bench_table": bench_table,
+            "tcp_sm_shown": shown,
         }

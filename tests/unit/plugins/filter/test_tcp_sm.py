@@ -60,6 +60,16 @@ def test_the_tables_say_what_they_cannot_read(name: Any) -> None:
         FILTERS[name]([{}])
 
 
+@pytest.mark.parametrize(("output", "shown"), [("yaml", "a\nb"), ("json", ["a", "b"])])
+def test_text_is_shown_as_the_output_can_have_it(
+    monkeypatch: pytest.MonkeyPatch, output: Any, shown: Any
+) -> None:
+    monkeypatch.setenv("ANSIBLE_CALLBACK_RESULT_FORMAT", output)
+    assert FILTERS["tcp_sm_shown"]("a\nb") == shown
+    with pytest.raises(AnsibleFilterError, match="the input must be text, not list"):
+        FILTERS["tcp_sm_shown"]([])
+
+
 def test_the_list_across_machines_says_what_it_cannot_read() -> None:
     across = FILTERS["tcp_sm_connections_across"]
     assert across([[], []]) == []
