@@ -172,6 +172,9 @@ lab: build  ## start the lab
 	@ansible-playbook $(LAB) playbooks/lab.yml
 guest-image: setup  ## build the disk of the lab's virtual machines, where there is none
 	@ansible-playbook -i inventories/lab playbooks/lab.yml -e lab_state=guest_image
+# A line for what changes something or takes its time; ANSIBLE_STDOUT_CALLBACK=default shows all of it.
+demo: export ANSIBLE_STDOUT_CALLBACK ?= brief
+demo: export ANSIBLE_CALLBACK_PLUGINS := $(CURDIR)/scripts/callback
 demo: setup  ## from a bare clone to a report; VMS=no: without virtual machines
 	@$(MAKE) --no-print-directory build lab
 	@ansible-playbook $(LAB) playbooks/site.yml
