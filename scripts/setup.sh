@@ -15,6 +15,12 @@ say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 items() { grep -vE '^[[:space:]]*(#|$)' "$1"; }
 
+# The machine's pip may be told of places that do not exist, or lack a package: it finds others.
+pip() {
+	.venv/bin/pip --disable-pip-version-check "$@" \
+		2> >(sed -u '/^WARNING: Location .* is ignored: /d' >&2)
+}
+
 # Names of the packages in requirements/apt.txt that are not installed.
 missing_packages() {
 	local have
@@ -78,8 +84,8 @@ setup_venv() {
 	say ".venv: installing $(items requirements/dev.txt | wc -l) pinned packages"
 	rm -f .venv/.requirements
 	"$python" -m venv --clear .venv
-	.venv/bin/pip install -q --disable-pip-version-check --no-deps -r requirements/dev.txt
-	.venv/bin/pip check --disable-pip-version-check
+	pip install -q --no-deps -r requirements/dev.txt
+	pip check
 	printf '%s\n' "$want" >.venv/.requirements
 }
 
@@ -92,8 +98,7 @@ setup_collections() {
 	else
 		tmp=$(mktemp -d)
 		say "collections: unpacking $(collections | tr '\n' ' ')"
-		.venv/bin/pip download -q --disable-pip-version-check --no-deps -d "$tmp" \
-			-r requirements/collections.txt
+		pip download -q --no-deps -d "$tmp" -r requirements/collections.txt
 		mkdir -p "$root"
 		collections | sed 's#\.#/#; s#.*#ansible_collections/&/*#' |
 			xargs unzip -qo "$tmp"/ansible-*.whl -d "$(dirname "$root")"
