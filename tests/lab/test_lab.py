@@ -54,12 +54,12 @@ class Lab:
             "hypervisor_log": str(self.home / "agent.log"),
         }
 
-    def play(self, playbook: str, **more: Any) -> str:
+    def play(self, playbook: str, *options: str, **more: Any) -> str:
         """Run a playbook as `make demo` does; its output."""
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         variables = json.dumps(self.variables() | more)
         command = [program, "-i", "inventories/lab", "--limit", "!guests"]
-        command += [f"playbooks/{playbook}.yml", "-e", variables]
+        command += [f"playbooks/{playbook}.yml", "-e", variables, *options]
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -103,6 +103,16 @@ def test_the_demo_reports_redis_and_nginx_through_shared_memory(lab: Lab) -> Non
     assert all(entry["reason"] for entry in on_tcp), output
     page = (lab.report / "index.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", page), "the page loads something"
+
+
+def test_a_mode_is_changed_by_its_role_alone(lab: Lab) -> None:
+    output = lab.play("site", "--tags", "container", container_mode="pass")
+    assert not set(re.findall(r"colocated\.tcp_sm\.(\w+) :", output)) - {"container"}, output
+    assert "changed=2 " in output, "the configuration, and what is restored after a reboot"
+    assert "changed=0 " in lab.play("site", "--tags", "container", container_mode="pass")
+    # No other role has anything to add.
+    assert "changed=0 " in lab.play("site", container_mode="pass")
+    assert "changed=2 " in lab.play("site", "--tags", "container")
 
 
 def test_removal_leaves_nothing(lab: Lab) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -98,6 +99,38 @@ def test_commands_for_this_machine(cgroup: Path) -> None:
     finally:
         run(remove)
     assert not (BPFFS / "tcp_sm").exists()
+
+
+LAB = [words for words in commands("ansible-playbook") if "inventories/lab" in words]
+
+
+@pytest.mark.parametrize("words", LAB, ids=lambda words: shlex.join(words[3:]))
+def test_playbooks_on_the_lab_have_something_to_do(words: list[str]) -> None:
+    # What they do there, tests/lab and molecule look at.
+    listed = run([*words, "--list-tasks"])
+    assert re.search(r"^      \S.*TAGS: ", listed, re.MULTILINE), listed
+    for name in words[-1:] if "-e" in words else ():
+        (variable,) = re.findall(r"(?:container|guest)_\w+", name)
+        role = variable.partition("_")[0]
+        assert f"{variable}:" in (ROOT / "roles" / role / "defaults" / "main.yml").read_text()
+        assert role in words
+
+
+def test_programs_and_addresses_of_the_lab_are_as_it_has_them() -> None:
+    known = json.loads(run(["ansible-inventory", "-i", "inventories/lab", "--list"]))
+    hosts = known["_meta"]["hostvars"]
+    addresses = {hosts[name]["ansible_host"] for name in ("vm1", "vm2")}
+    programs = {
+        f"{hosts['lab']['lab_dir']}/{name}": (ROOT / "roles" / template).is_file()
+        for name, template in {
+            "podman": "lab/templates/podman.j2",
+            "vm/ssh": "lab_vm/templates/ssh.j2",
+        }.items()
+    }
+    named = set(re.findall(r"^(/var/lib/\S+)", "".join(blocks("sh")), re.MULTILINE))
+    assert all(programs.values())
+    assert named == set(programs)
+    assert set(re.findall(r"\b10\.211\.1\.\d+", README)) == addresses
 
 
 def test_reasons_are_those_of_the_programs() -> None:
