@@ -68,10 +68,9 @@ class Workload:
     places: tuple[str, ...] = TOPOLOGIES
 
     def arms(self, topology: str) -> tuple[str, ...]:
-        """wrk cannot speak AF_UNIX, and only a blocking receive can spin on a ring."""
+        """wrk cannot speak AF_UNIX."""
         arms = VM_ARMS if topology == VM else HOST_ARMS
-        left_out = {UNIX: self.tool == "wrk", SPIN: not self.blocking}
-        return tuple(arm for arm in arms if not left_out.get(arm))
+        return tuple(arm for arm in arms if arm != UNIX or self.tool != "wrk")
 
 
 @dataclass(frozen=True)
