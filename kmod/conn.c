@@ -257,7 +257,7 @@ static bool unjoined(struct tcp_sm_conn *conn, u64 word)
  * Is what was just read of the slot still this connection's? Whoever gets the chunk
  * next finds another epoch there, or makes it, before it empties anything.
  */
-static bool ring_intact(struct tcp_sm_conn *conn)
+bool tcp_sm_conn_intact(struct tcp_sm_conn *conn)
 {
 	virt_rmb();	/* what was read before the look at the epoch */
 	return !conn->shm || (tcp_sm_slot_intact(conn, READ_ONCE(conn->shm->word)) &&
@@ -300,7 +300,7 @@ void tcp_sm_conn_break_soon(struct tcp_sm_conn *conn, struct sock *sk)
 static bool rx_done(struct tcp_sm_conn *conn)
 {
 	return conn->half[TCP_SM_RX].left && !tcp_sm_ring_used(conn, TCP_SM_RX) &&
-	       ring_intact(conn);
+	       tcp_sm_conn_intact(conn);
 }
 
 /*
@@ -325,7 +325,8 @@ static bool lost(struct tcp_sm_conn *conn)
 {
 	if (conn->broken)
 		return true;
-	if (conn->shm && conn->phase == TCP_SM_RING && peer_ended(conn->sk) && ring_intact(conn))
+	if (conn->shm && conn->phase == TCP_SM_RING && peer_ended(conn->sk) &&
+	    tcp_sm_conn_intact(conn))
 		tcp_sm_conn_leave(conn);
 	return tcp_sm_conn_of(conn->sk) == conn && conn->shm;
 }
@@ -333,7 +334,7 @@ static bool lost(struct tcp_sm_conn *conn)
 /* Reset the connection, and give back the socket, which somebody may keep for ever. No lock. */
 void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk)
 {
-	bool ours;
+	bool ours, closed;
 
 	lock_sock(sk);
 	ours = tcp_sm_conn_of(sk) == conn && lost(conn);
@@ -344,11 +345,15 @@ void tcp_sm_conn_reset(struct tcp_sm_conn *conn, struct sock *sk)
 	release_sock(sk);
 	if (!ours)
 		return;
-	tcp_abort(sk, ECONNRESET);
+	closed = tcp_abort(sk, ECONNRESET);
 	lock_sock(sk);
 	if (tcp_sm_conn_of(sk) == conn) {
-		if (!rx_done(conn))
+		if (!rx_done(conn)) {
 			drop_rest(sk);
+			/* tcp_abort() says nothing to a socket that TCP has closed. */
+			if (closed)
+				WRITE_ONCE(sk->sk_err, ECONNRESET);
+		}
 		tcp_sm_conn_restore(conn);
 	}
 	release_sock(sk);
@@ -402,7 +407,7 @@ static bool conn_stash(struct tcp_sm_conn *conn, u32 unread)
 	if (!stash)
 		return false;
 	memcpy(stash, conn->data[TCP_SM_RX], conn->ring_size);
-	if (!ring_intact(conn)) {
+	if (!tcp_sm_conn_intact(conn)) {
 		kvfree(stash);
 		return false;
 	}
@@ -411,6 +416,7 @@ static bool conn_stash(struct tcp_sm_conn *conn, u32 unread)
 	/* What was copied; a peer that has not heard of the end yet may have written more. */
 	conn->own_lane[TCP_SM_RX].head = rx->index + unread;
 	conn->own_lane[TCP_SM_RX].tail = rx->index;
+	conn->own_lane[TCP_SM_RX].left |= rx->left;
 	/* What the peer did not read is in its stash, so its kernel has it. */
 	conn->own_lane[TCP_SM_TX].head = written;
 	conn->own_lane[TCP_SM_TX].tail = written;
@@ -449,7 +455,7 @@ static void leave_ring(struct tcp_sm_conn *conn)
 		rx->left = 1;
 	}
 	unread = tcp_sm_ring_used(conn, TCP_SM_RX);
-	if (unread < 0 || !ring_intact(conn))
+	if (unread < 0 || !tcp_sm_conn_intact(conn))
 		tcp_sm_conn_break(conn);
 	else if (!unread)
 		tcp_sm_conn_restore(conn);
@@ -709,9 +715,14 @@ static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
  */
 static bool pick_unseen(struct tcp_sm_conn *conn)
 {
+	int state = conn->sk->sk_state;
+	/* One that is half closed they forget sooner. */
+	unsigned long interval = READ_ONCE(show_s) * HZ / (state == TCP_ESTABLISHED ? 1 : 3);
+
 	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
-	       conn->sk->sk_state == TCP_ESTABLISHED && bytes_moved(conn) != conn->shown_bytes &&
-	       time_after(jiffies, conn->shown + READ_ONCE(show_s) * HZ);
+	       ((1 << state) & (TCPF_ESTABLISHED | TCPF_FIN_WAIT2 | TCPF_CLOSE_WAIT)) &&
+	       bytes_moved(conn) != conn->shown_bytes &&
+	       time_after(jiffies, conn->shown + interval);
 }
 
 static void show(struct tcp_sm_conn *conn, struct sock *sk)

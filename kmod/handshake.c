@@ -222,7 +222,7 @@ static int settle(struct tcp_sm_region *region, struct tcp_sm_conn *conn,
 	if (get_unaligned_le16(option->slot) != conn->slot ||
 	    get_unaligned_le32(option->nonce) != conn->nonce)
 		return TCP_SM_R_OTHER_REGION;
-	if (READ_ONCE(region->closing))
+	if (!tcp_sm_region_ready(region) || READ_ONCE(region->closing))
 		return TCP_SM_R_STARTING;
 	if (FAULT(FAULT_NO_SETTLE))
 		return TCP_SM_R_UNCONFIRMED;
@@ -283,10 +283,12 @@ static int join(struct tcp_sm_region *region, struct sock *sk, const struct tcp_
 	conn->peer_epoch = chunk.epoch;
 	conn->peer_header = chunk.base;
 	if (!tcp_sm_slot_move(shm, nonce, TCP_SM_SLOT_ACTIVE, TCP_SM_SLOT_JOINED)) {
+		u64 word = READ_ONCE(shm->word);
+
 		conn->shm = NULL;
 		tcp_sm_conn_put(conn);
-		/* Free: the client goes on by TCP and said nothing, or its reset comes. */
-		if (READ_ONCE(shm->word) != TCP_SM_SLOT_WORD(nonce, TCP_SM_SLOT_FREE))
+		/* Free, or taken again: the client goes on by TCP, or its reset comes. */
+		if (word >> 32 == nonce && word != TCP_SM_SLOT_WORD(nonce, TCP_SM_SLOT_FREE))
 			fail_child(sk, shm, nonce);
 		return TCP_SM_R_UNCONFIRMED;
 	}

@@ -218,7 +218,7 @@ static u64 read_mbps(const void *memory)
 		best = min(best, ktime_get_ns() - began);
 	}
 	kfree(copy);
-	return div64_u64(CACHED_TRIAL * 1000ULL, best ?: 1);
+	return copy ? div64_u64(CACHED_TRIAL * 1000ULL, best ?: 1) : U64_MAX;
 }
 
 /*
@@ -227,8 +227,12 @@ static u64 read_mbps(const void *memory)
  */
 static int check_cached(struct ivshmem *dev)
 {
-	u64 mbps = read_mbps(dev->memory);
+	u64 mbps;
 
+	/* Not even a region's tables, nor the trial's. */
+	if (pci_resource_len(dev->pdev, 2) < TCP_SM_CHUNKS_OFFSET)
+		return -EINVAL;
+	mbps = read_mbps(dev->memory);
 	if (mbps >= cached_mbps)
 		return 0;
 	dev_err(&dev->pdev->dev,

@@ -70,11 +70,12 @@ static bool spare_moment(struct tcp_sm_region *region, u64 *budget)
 	} while (now < min(end, stop) && single_task_running() && !need_resched());
 	WRITE_ONCE(region->header->awake, 0);
 	virt_mb();	/* `awake` before the last look, see above */
-	preempt_enable();
+	/* Still without preemption: what rang no bell must not wait for spare time. */
 	if (look(region)) {
 		found = true;
 		end = now + full;
 	}
+	preempt_enable();
 	*budget = now < end ? end - now : 0;
 	return found;
 }
@@ -86,7 +87,8 @@ static void spare_time(struct tcp_sm_region *region)
 	u64 budget = (u64)READ_ONCE(tcp_sm_spin_us) * NSEC_PER_USEC;
 	unsigned long since = jiffies;
 
-	while (budget && time_before(jiffies, since + HOLD_ON) && !kthread_should_stop()) {
+	while (budget && time_before(jiffies, since + HOLD_ON) && !kthread_should_stop() &&
+	       tcp_sm_region_own_alive(region)) {
 		if (spare_moment(region, &budget)) {
 			since = jiffies;
 			poller->step = 0;
@@ -170,5 +172,6 @@ int tcp_sm_poller_start(struct tcp_sm_region *region)
 
 void tcp_sm_poller_stop(struct tcp_sm_region *region)
 {
+	sched_set_normal(region->poller.task, 0);	/* spare time may never come */
 	kthread_stop(region->poller.task);
 }

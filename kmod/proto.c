@@ -214,12 +214,15 @@ static int ring_send(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 		err = -EPROTO;
 		if (conn->broken)
 			break;
+		/* Nobody reads any more: TCP finds out, and answers as it does. */
+		if (tx_closed(conn)) {
+			tcp_sm_conn_leave_tx(conn);
+			if (tx_in_ring(conn))
+				break;	/* a server that did not join says nothing of the kind */
+		}
 		err = 0;
 		if (!io.len)
 			break;
-		/* Nobody reads any more: TCP finds out, and answers as it does. */
-		if (tx_closed(conn))
-			tcp_sm_conn_leave_tx(conn);
 		if (!tx_in_ring(conn)) {
 			err = tcp_sendmsg_locked(sk, msg, msg_data_left(msg));
 			if (err > 0)
@@ -368,9 +371,9 @@ static bool rx_alone(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
 
 /*
  * Look at the ring for a moment: an answer may be quicker than going to sleep.
- * Only on a CPU that has nothing else to do, and without the lock, which a
- * sender on another one may want. Nobody asked for a bell yet, so the answer
- * costs its sender none. Only a hint: what is there is looked at again.
+ * Only on a CPU that has nothing else to do, the poller aside, and without the
+ * lock, which a sender on another one may want. Nobody asked for a bell yet, so
+ * the answer costs its sender none. Only a hint: what is there is looked at again.
  */
 static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
@@ -381,8 +384,8 @@ static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 	do {
 		ready = rx_ready(sk, conn, unread);
 		cpu_relax();
-	} while (!ready && ktime_get_ns() < end && single_task_running() && !need_resched() &&
-		 !signal_pending(current));
+	} while (!ready && ktime_get_ns() < end && !need_resched() && !signal_pending(current) &&
+		 (single_task_running() || READ_ONCE(conn->region->poller.wanted)));
 	lock_sock(sk);
 	return ready;
 }
@@ -498,6 +501,9 @@ static int ring_recv(struct sock *sk, struct tcp_sm_conn *conn, struct msghdr *m
 			io.flags |= TCP_SM_IO_ALONE;
 		n = conn->broken ? -EPROTO : tcp_sm_ops_recvmsg(conn, &io);
 		if (!n && !left && rx_stray(sk, conn))
+			n = -EPROTO;
+		/* Who emptied the ring may be its chunk's next life: no end, an error. */
+		if (n >= 0 && !tcp_sm_conn_intact(conn))
 			n = -EPROTO;
 		if (n == -EPROTO)
 			tcp_sm_conn_break(conn);

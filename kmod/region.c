@@ -112,7 +112,8 @@ bool tcp_sm_region_kept(struct tcp_sm_region *region, u32 index, u32 epoch)
 				READ_ONCE(entry->state) == TCP_SM_CHUNK_DEAD);
 }
 
-static bool own_alive(struct tcp_sm_region *region)
+/* Otherwise somebody else may have the own chunk, and nothing in it may be touched. */
+bool tcp_sm_region_own_alive(struct tcp_sm_region *region)
 {
 	return tcp_sm_region_alive(region, region->own.index, region->own.epoch);
 }
@@ -128,7 +129,7 @@ bool tcp_sm_region_ready(struct tcp_sm_region *region)
 	struct tcp_sm_chunk chunk;
 	u32 i;
 
-	if (!own_alive(region))
+	if (!tcp_sm_region_own_alive(region))
 		return false;
 	if (READ_ONCE(region->ready))
 		return true;
@@ -217,8 +218,8 @@ static void say_seen(struct tcp_sm_region *region, u32 first, const u32 *epochs,
 		if (epochs[i] != region->seen[first + i])
 			inbox_catch_up(region, first + i);
 		region->seen[first + i] = epochs[i];
-		if (!own_alive(region))
-			continue;	/* who has the chunk now? */
+		if (!tcp_sm_region_own_alive(region))
+			continue;
 		/* After the last access to a slot of that life. */
 		virt_store_release(&region->header->seen[first + i], epochs[i]);
 	}
@@ -300,8 +301,7 @@ static void watch_work(struct work_struct *work)
 
 	/* It may wait for the lock of a socket, which somebody may keep for long. */
 	schedule_work(&region->attention);
-	/* Otherwise, who has the chunk now? */
-	if (own_alive(region)) {
+	if (tcp_sm_region_own_alive(region)) {
 		repair_header(region);
 		beat(region);
 		tcp_sm_region_event(region);	/* whatever bell was lost */
@@ -359,7 +359,7 @@ static void event_work(struct work_struct *work)
 {
 	struct tcp_sm_region *region = container_of(work, struct tcp_sm_region, event);
 
-	if (tcp_sm_region_look(region))
+	if (tcp_sm_region_own_alive(region) && tcp_sm_region_look(region))
 		tcp_sm_poller_rung(region);
 }
 

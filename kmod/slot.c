@@ -101,12 +101,13 @@ static bool slot_over(struct tcp_sm_region *region, u32 slot)
 {
 	u64 word = READ_ONCE(tcp_sm_slot_at(&region->own, slot)->word);
 	const struct tcp_sm_linger *linger = &region->linger[slot];
+	u64 left = TCP_SM_SLOT_WORD(linger->nonce, TCP_SM_SLOT_JOINED | TCP_SM_SLOT_CLIENT_LEFT);
 
 	if (!tcp_sm_region_alive(region, linger->peer, linger->epoch))
 		return true;
-	if (word >> 32 == linger->nonce && (word & TCP_SM_SLOT_STATE) == TCP_SM_SLOT_JOINED)
-		return word & TCP_SM_SLOT_SERVER_LEFT;
-	return time_after(jiffies, linger->since + SPOILT_MAX);
+	if (word == (left | TCP_SM_SLOT_SERVER_LEFT))
+		return true;
+	return word != left && time_after(jiffies, linger->since + SPOILT_MAX);
 }
 
 static void slot_sweep(struct tcp_sm_region *region, u32 batch)
@@ -174,11 +175,12 @@ static bool slot_server_stays(struct tcp_sm_conn *conn)
 
 	for (tries = 0; tries < 16; tries++) {
 		u64 old = READ_ONCE(*word);
-		u64 flags = old & TCP_SM_SLOT_FLAGS;
-		bool joined = flags == TCP_SM_SLOT_JOINED && old >> 32 == conn->nonce;
+		bool joined = (old & TCP_SM_SLOT_FLAGS) == TCP_SM_SLOT_JOINED;
 		u64 new = joined ? old | TCP_SM_SLOT_CLIENT_LEFT :
 				   TCP_SM_SLOT_WORD(conn->nonce, TCP_SM_SLOT_FREE);
 
+		if (old >> 32 != conn->nonce)
+			return false;	/* somebody wrote over it, or has the chunk now */
 		if (sync_cmpxchg(word, old, new) == old)
 			return joined;
 	}

@@ -31,6 +31,8 @@ from ringlab.guest.lib import (
     time,
     wait_for,
 )
+from ringlab.guest.scribble import CLOSED, Memory, Shape
+from ringlab.lab import RING as RING_SIZE
 from ringlab.lab import Guest, Lab
 from ringlab.remote import Remote
 from ringlab.scene import PORT, TCP_PORT, Reason, Scene
@@ -40,6 +42,7 @@ SIZE = 5000
 IGNORES, FAILS, NO_SLOT, BAD_TAG = 1, 2, 4, 8
 V6 = "fd00:9::2"
 TCP_SAVE_SYN = 27
+ACTIVE = 2
 
 
 def on_tcp(reason: Reason) -> tuple[Channel, Reason]:
@@ -741,6 +744,16 @@ def test_alone_until_the_server_is_done(played: Scene, cable: Cable) -> None:
         assert played.wait(server, select.POLLERR) & select.POLLERR
         assert attempt(server.recv, 10) == "ECONNRESET"
         assert attempt(client.send, b"second") in ("ECONNRESET", "EPIPE")
+
+
+def test_alone_and_told_that_nobody_reads(played: Scene, cable: Cable) -> None:
+    """By somebody who wrote that into the slot: a reset, and no sender that never comes back."""
+    with alone_in_the_ring(played, cable, b"first ") as (client, _server):
+        chunk = played.lab.chunk(played.here)
+        memory = Memory(str(played.lab.region), [Shape(chunk.offset, chunk.slots, RING_SIZE)])
+        (slot,) = [n for n in range(chunk.slots) if memory.get(memory.slot(0, n)) == ACTIVE]
+        memory.put(memory.lane(0, slot, 0) + CLOSED, 1)
+        assert attempt(client.send, b"x" * 100_000) in ("ECONNRESET", "EPIPE")
 
 
 def test_listener_that_keeps_no_syn(played: Scene, cable: Cable) -> None:

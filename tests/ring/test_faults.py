@@ -157,9 +157,9 @@ def test_a_rebooted_machine(lab: Lab, played: Scene) -> None:
 SENT = 20_000
 
 
-def both_send_and_end(played: Scene) -> list[Remote]:
+def both_send_and_end(played: Scene, first: int = 1) -> list[Remote]:
     """What the second guest has of two connections that the first one's ends have closed: one as
-    its client, one as its server. Of each one byte is read."""
+    its server, one as its client. Of each `first` bytes are read."""
     client, server = played.pair()
     turned = played.turned()
     other_client, other_server = turned.pair()
@@ -168,7 +168,8 @@ def both_send_and_end(played: Scene) -> list[Remote]:
         sock.close()
     assert played.wait(server, select.POLLRDHUP)
     assert turned.wait(other_client, select.POLLRDHUP)
-    assert server.recv(1) == other_client.recv(1) == b"A"
+    for sock in (server, other_client):
+        assert not first or sock.recv(first) == b"A" * first
     return [server, other_client]
 
 
@@ -190,14 +191,22 @@ def test_what_a_machine_sent_before_it_died(lab: Lab, played: Scene) -> None:
 
 
 @pytest.mark.limit(120)
-def test_what_a_machine_sent_before_it_rebooted(lab: Lab, played: Scene) -> None:
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
+def test_what_a_machine_sent_before_it_rebooted(
+    lab: Lab, played: Scene, first: int, ended: bool
+) -> None:
     """Its next life empties its slots: what was in them ends with an error, not as a whole."""
-    in_its_slot, in_ours = both_send_and_end(played)
+    in_its_slot, in_ours = kept = both_send_and_end(played, first)
+    if ended:
+        for sock in kept:
+            sock.shutdown(socket.SHUT_WR)
+        time.sleep(0.2)  # TCP is done with both
     victim = played.here
     victim.reset()
     lab.equip(victim)
     wait_for("both left", lambda: not played.there.run(channel.status)["connections"])
-    assert in_ours.recv(SENT) == b"A" * (SENT - 1)
+    assert in_ours.recv(SENT) == b"A" * (SENT - first)
     assert in_ours.recv(1) == b""
     with pytest.raises(ConnectionResetError):
         in_its_slot.recv(SENT)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import select
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from ringlab.lab import Lab
 from ringlab.scene import Scene
 from test_wakeups import LONG, bells, spin
 
@@ -98,8 +102,32 @@ def burn(seconds: float) -> None:
         os._exit(0)
 
 
+def set_preemption(model: str) -> str:
+    """Of kernels that can change it while they run; the model before."""
+    if not os.path.ismount("/sys/kernel/debug"):
+        subprocess.run(["mount", "-t", "debugfs", "none", "/sys/kernel/debug"], check=True)
+    path = Path("/sys/kernel/debug/sched/preempt")
+    before = re.findall(r"\((\w+)\)", path.read_text())
+    path.write_text(model)
+    return str(before[0])
+
+
+@pytest.fixture(params=["as it is", "full"])
+def preemption(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
+    """How eagerly tasks take the CPU from each other inside of the kernel."""
+    if request.param != "full":
+        yield
+        return
+    before = [guest.run(set_preemption, request.param) for guest in lab.guests]
+    yield
+    for guest, model in zip(lab.guests, before, strict=True):
+        guest.run(set_preemption, model)
+
+
 @pytest.mark.parametrize("whose", ["client", "server", "both"])
-def test_no_spare_time(played: Scene, spin: Callable[[int], None], whose: str) -> None:
+def test_no_spare_time(
+    played: Scene, spin: Callable[[int], None], preemption: None, whose: str
+) -> None:
     """Beside other work, nobody relies on looks that do not happen."""
     spin(LONG)
     converse(played, ROUNDS, [])  # the pollers are awake
@@ -111,7 +139,9 @@ def test_no_spare_time(played: Scene, spin: Callable[[int], None], whose: str) -
 
 
 @pytest.mark.parametrize("limit", [30, 100, 300])
-def test_the_last_look(played: Scene, spin: Callable[[int], None], limit: int) -> None:
+def test_the_last_look(
+    played: Scene, spin: Callable[[int], None], preemption: None, limit: int
+) -> None:
     """Messages that come just when the peer stops looking are found, or rung for."""
     spin(limit)
     chance = random.Random(limit)
