@@ -235,9 +235,9 @@ static int check_cached(struct ivshmem *dev)
 	mbps = read_mbps(dev->memory);
 	if (mbps >= cached_mbps)
 		return 0;
-	dev_err(&dev->pdev->dev,
-		"memory is read at %llu MB/s, as if it were not cached (at least %u is expected): TCP is faster. Firmware that places the device above 4 GiB helps, such as OVMF; or set cached_mbps=0\n",
-		mbps, cached_mbps);
+	dev_err(&dev->pdev->dev, "memory is read at %llu MB/s: it is not cached, TCP is faster\n",
+		mbps);
+	dev_err(&dev->pdev->dev, "put the device above 4 GiB (OVMF does), or set cached_mbps=0\n");
 	return -EOPNOTSUPP;
 }
 
