@@ -224,7 +224,9 @@ def test_server_fails_to_join(played: Scene, cable: Cable) -> None:
         cable.release()
         server = accepted(played, door)
     assert played.wait(server, select.POLLIN) & select.POLLERR
-    assert attempts(played.two, server, ("recv", "recv")) == ["ECONNRESET", b""]
+    first, second = attempts(played.two, server, ("recv", "recv"))
+    assert first == "ECONNRESET"
+    assert second in (b"", "ECONNRESET")  # the client's own reset may come in between
     assert attempt(call.result, 5) == "ECONNRESET"
     wait_for("the reset on the wire", lambda: cable.find("rst"))
     assert not cable.find("fin"), "an end that looks like a good one"
