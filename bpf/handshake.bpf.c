@@ -45,17 +45,24 @@ static __always_inline void connecting(struct bpf_sock_ops *skops)
 		set_callbacks(skops, HEADER_OPTIONS, 0);
 }
 
-/* Listeners keep the SYN's options, so that a repeated SYN-ACK can be answered. */
-static __always_inline void listening(struct bpf_sock_ops *skops)
+/*
+ * Listeners keep the SYN's options, so that a repeated SYN-ACK can be answered. An
+ * application that wants more of the SYN gets it. Of a program's context or socket.
+ */
+static __always_inline void keep_syn(void *listener)
 {
 	int one = 1, saves = 0;
 
+	bpf_getsockopt(listener, SOL_TCP, TCP_SAVE_SYN, &saves, sizeof(saves));
+	if (!saves)
+		bpf_setsockopt(listener, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
+}
+
+static __always_inline void listening(struct bpf_sock_ops *skops)
+{
 	if (refuse(skops, skops->local_port))
 		return;
-	/* A program that wants more of the SYN than its options gets it. */
-	bpf_getsockopt(skops, SOL_TCP, TCP_SAVE_SYN, &saves, sizeof(saves));
-	if (!saves)
-		bpf_setsockopt(skops, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
+	keep_syn(skops);
 	set_callbacks(skops, HEADER_OPTIONS, 0);
 }
 
@@ -142,16 +149,14 @@ SEC("iter/tcp")
 int tcp_sm_listeners(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *common = ctx->sk_common;
-	int flags = 0, one = 1, saves = 0;
+	int flags = 0;
 
 	if (!common || common->skc_state != TCP_LISTEN)
 		return 0;
 	if (bpf_getsockopt(common, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
 		return 0;
 	flags |= HEADER_OPTIONS;
-	bpf_getsockopt(common, SOL_TCP, TCP_SAVE_SYN, &saves, sizeof(saves));
-	if (!saves)
-		bpf_setsockopt(common, SOL_TCP, TCP_SAVE_SYN, &one, sizeof(one));
+	keep_syn(common);
 	bpf_setsockopt(common, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
 	return 0;
 }

@@ -107,7 +107,6 @@ struct tcp_sm_chunk_header {
  * below. Only compare-and-swap after OFFERED was written, so that a recycled
  * slot, which has another nonce, is never mistaken.
  */
-#define TCP_SM_SLOT_STATE	0x0fU
 #define TCP_SM_SLOT_CLIENT_LEFT	0x10U
 #define TCP_SM_SLOT_SERVER_LEFT	0x20U
 #define TCP_SM_SLOT_FLAGS	0xffU

@@ -61,9 +61,6 @@ struct tcp_sm_linger {
 	unsigned long since;		/* jiffies */
 };
 
-/* At least one wait of so many spins, however often that was in vain. */
-#define TCP_SM_SPIN_REST_MAX 63
-
 /* The thread that looks at the inbox. */
 struct tcp_sm_poller {
 	struct task_struct *task;
@@ -196,7 +193,8 @@ bool tcp_sm_region_look(struct tcp_sm_region *region);
 int tcp_sm_region_drain(struct tcp_sm_region *region, unsigned int timeout_ms);
 
 /* poller.c */
-extern unsigned int tcp_sm_spin_us;
+u64 tcp_sm_spin_ns(void);
+int tcp_sm_spin_in_vain(int rest);
 int tcp_sm_poller_start(struct tcp_sm_region *region);
 void tcp_sm_poller_stop(struct tcp_sm_region *region);
 void tcp_sm_poller_busy(struct tcp_sm_region *region);

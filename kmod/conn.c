@@ -602,11 +602,9 @@ static bool pick_all(struct tcp_sm_conn *conn)
 
 static bool pick_orphaned(struct tcp_sm_conn *conn)
 {
-	const struct tcp_sm_chunk *own = &conn->region->own;
-
 	return conn->phase == TCP_SM_RING && !READ_ONCE(conn->broken) &&
 	       (!tcp_sm_region_alive(conn->region, conn->peer, conn->peer_epoch) ||
-		!tcp_sm_region_alive(conn->region, own->index, own->epoch));
+		!tcp_sm_region_own_alive(conn->region));
 }
 
 static void act_abort(struct tcp_sm_conn *conn, struct sock *sk)
@@ -627,8 +625,8 @@ void tcp_sm_conn_leave_soon(struct tcp_sm_conn *conn)
 
 /*
  * Reset connections whose peer's life is over, or the own one: the hypervisor may
- * say so of a machine that runs, and the others believe it. On return none of them touches
- * its slot any more: who holds a socket's lock looks at `broken` first, and
+ * say so of a machine that runs, and the others believe it. On return none of them
+ * touches its slot any more: who holds a socket's lock looks at `broken` first, and
  * polls, which hold none, are waited for. So are first of all the steps of a
  * handshake that read the table before it changed; programs run them in RCU.
  */
@@ -671,11 +669,6 @@ static bool deserted(struct tcp_sm_conn *conn, u64 word)
 	return (word & tcp_sm_slot_peer_left(conn)) && conn->sk->sk_state == TCP_ESTABLISHED;
 }
 
-static u64 bytes_moved(const struct tcp_sm_conn *conn)
-{
-	return READ_ONCE(conn->half[TCP_SM_TX].bytes) + READ_ONCE(conn->half[TCP_SM_RX].bytes);
-}
-
 static bool pick_doubtful(struct tcp_sm_conn *conn)
 {
 	struct tcp_sm_slot *shm = READ_ONCE(conn->shm);
@@ -707,6 +700,11 @@ static void confirm(struct tcp_sm_conn *conn, struct sock *sk)
 static void act_confirm(struct tcp_sm_conn *conn, struct sock *sk)
 {
 	try_locked(conn, sk, confirm);
+}
+
+static u64 bytes_moved(const struct tcp_sm_conn *conn)
+{
+	return READ_ONCE(conn->half[TCP_SM_TX].bytes) + READ_ONCE(conn->half[TCP_SM_RX].bytes);
 }
 
 /*

@@ -34,9 +34,24 @@ static unsigned int poll_us = 50;
 module_param(poll_us, uint, 0644);
 MODULE_PARM_DESC(poll_us, "How often a region without interrupts is looked at (us)");
 
-unsigned int tcp_sm_spin_us = 200;
-module_param_named(spin_us, tcp_sm_spin_us, uint, 0644);
+static unsigned int spin_us = 200;
+module_param(spin_us, uint, 0644);
 MODULE_PARM_DESC(spin_us, "How long a CPU without other work looks before it sleeps (us)");
+
+/* At least one wait of so many spins, however often that was in vain. */
+#define SPIN_REST_MAX 63
+
+/* How long anybody looks before it sleeps; 0: not at all. */
+u64 tcp_sm_spin_ns(void)
+{
+	return (u64)READ_ONCE(spin_us) * NSEC_PER_USEC;
+}
+
+/* How many waits shall sleep at once after one that spun in vain; `rest`: the last such answer. */
+int tcp_sm_spin_in_vain(int rest)
+{
+	return min(2 * rest + 1, SPIN_REST_MAX);
+}
 
 static bool look(struct tcp_sm_region *region)
 {
@@ -54,7 +69,7 @@ static bool look(struct tcp_sm_region *region)
  */
 static bool spare_moment(struct tcp_sm_region *region, u64 *budget)
 {
-	u64 full = (u64)READ_ONCE(tcp_sm_spin_us) * NSEC_PER_USEC;
+	u64 full = tcp_sm_spin_ns();
 	u64 now = ktime_get_ns(), end = now + *budget, stop = now + MOMENT_NS;
 	bool found = false;
 
@@ -84,7 +99,7 @@ static bool spare_moment(struct tcp_sm_region *region, u64 *budget)
 static void spare_time(struct tcp_sm_region *region)
 {
 	struct tcp_sm_poller *poller = &region->poller;
-	u64 budget = (u64)READ_ONCE(tcp_sm_spin_us) * NSEC_PER_USEC;
+	u64 budget = tcp_sm_spin_ns();
 	unsigned long since = jiffies;
 
 	while (budget && time_before(jiffies, since + HOLD_ON) && !kthread_should_stop() &&
@@ -96,7 +111,7 @@ static void spare_time(struct tcp_sm_region *region)
 		schedule();
 	}
 	if (!budget)
-		poller->step = min(2 * poller->step + 1, TCP_SM_SPIN_REST_MAX);
+		poller->step = tcp_sm_spin_in_vain(poller->step);
 	poller->rest = poller->step;
 }
 
@@ -133,8 +148,7 @@ void tcp_sm_poller_rung(struct tcp_sm_region *region)
 	struct tcp_sm_poller *poller = &region->poller;
 
 	/* On a kernel of real time, the rest of the inbox's work sleeps. */
-	if (IS_ENABLED(CONFIG_PREEMPT_RT) || READ_ONCE(poller->wanted) ||
-	    !READ_ONCE(tcp_sm_spin_us))
+	if (IS_ENABLED(CONFIG_PREEMPT_RT) || READ_ONCE(poller->wanted) || !tcp_sm_spin_ns())
 		return;
 	if (poller->rest) {
 		poller->rest--;

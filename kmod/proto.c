@@ -377,7 +377,7 @@ static bool rx_alone(struct sock *sk, struct tcp_sm_conn *conn, long timeo)
  */
 static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
-	u64 end = ktime_get_ns() + READ_ONCE(tcp_sm_spin_us) * NSEC_PER_USEC;
+	u64 end = ktime_get_ns() + tcp_sm_spin_ns();
 	bool ready;
 
 	release_sock(sk);
@@ -397,7 +397,7 @@ static bool rx_look(struct sock *sk, struct tcp_sm_conn *conn, int unread)
  */
 static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 {
-	if (!READ_ONCE(tcp_sm_spin_us))
+	if (!tcp_sm_spin_ns())
 		return false;
 	if (conn->spin_rest) {
 		conn->spin_rest--;
@@ -407,7 +407,7 @@ static bool rx_spin(struct sock *sk, struct tcp_sm_conn *conn, int unread)
 		conn->spin_step = 0;
 		return true;
 	}
-	conn->spin_step = min(2 * conn->spin_step + 1, TCP_SM_SPIN_REST_MAX);
+	conn->spin_step = tcp_sm_spin_in_vain(conn->spin_step);
 	conn->spin_rest = conn->spin_step;
 	return false;
 }
