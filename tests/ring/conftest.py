@@ -12,17 +12,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ringlab import scene
 from ringlab.cable import Cable
+from ringlab.guest import channel
 from ringlab.lab import Lab, memory_folder
 from ringlab.scene import Scene, Stage
 
 LIMIT = 60
+SPIN = "/sys/module/tcp_sm/parameters/spin_us"
 FAILED, LAB = pytest.StashKey[bool](), pytest.StashKey[Lab]()
 
 
@@ -130,3 +132,17 @@ def cable(played: Scene) -> Iterator[Cable]:
     """The network between the guests."""
     with Cable(played.lab) as made:
         yield made
+
+
+@pytest.fixture
+def spin(lab: Lab) -> Iterator[Callable[[int], None]]:
+    """Say how long anybody looks before it sleeps, in both guests (us)."""
+    before = [guest.run(channel.read, SPIN).strip() for guest in lab.guests]
+
+    def set_spin(microseconds: int) -> None:
+        for guest in lab.guests:
+            guest.run(channel.write, SPIN, str(microseconds))
+
+    yield set_spin
+    for guest, value in zip(lab.guests, before, strict=True):
+        guest.run(channel.write, SPIN, value)

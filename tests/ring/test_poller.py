@@ -19,11 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ringlab.lab import Lab
+from ringlab.lab import LONG_SPIN, Lab
 from ringlab.scene import Scene
-from test_wakeups import LONG, bells, spin
-
-__all__ = ["spin"]
 
 ROUNDS = 300
 LOST = 0.3
@@ -75,16 +72,16 @@ def converse(scene: Scene, rounds: int, pauses: list[float]) -> list[float]:
 
 def rung(scene: Scene) -> int:
     """Bells of a ping-pong, of both guests."""
-    before = sum(bells(guest) for guest in scene.lab.guests)
+    before = scene.lab.bells()
     converse(scene, ROUNDS, [])
-    return sum(bells(guest) for guest in scene.lab.guests) - before
+    return scene.lab.bells() - before
 
 
 def test_spare_time_saves_bells(played: Scene, spin: Callable[[int], None]) -> None:
     """Nearly two a round without it; with it few."""
     spin(0)
     asleep = rung(played)
-    spin(LONG)
+    spin(LONG_SPIN)
     # On a busy host, whom we wait for may not run in time.
     awake = min(rung(played) for _ in range(3))
     assert asleep > ROUNDS, "who waits was woken by something else than bells"
@@ -129,7 +126,7 @@ def test_no_spare_time(
     played: Scene, spin: Callable[[int], None], preemption: None, whose: str
 ) -> None:
     """Beside other work, nobody relies on looks that do not happen."""
-    spin(LONG)
+    spin(LONG_SPIN)
     converse(played, ROUNDS, [])  # the pollers are awake
     for worker, name in ((played.one, "client"), (played.two, "server")):
         if whose in (name, "both"):

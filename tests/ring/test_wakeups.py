@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import random
 import select
@@ -14,42 +13,19 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ringlab.guest import channel
 from ringlab.guest.lib import Edges, wait, wait_for
-from ringlab.lab import Guest, Lab
+from ringlab.lab import LONG_SPIN
 from ringlab.scene import Scenario, Scene, Stage
 
-SPIN, LONG = "/sys/module/tcp_sm/parameters/spin_us", 10_000
 ROUNDS = 50
 NUMBERS = 4000
 
 
-def bells(guest: Guest) -> int:
-    """Interrupts that the device has sent so far, on all CPUs."""
-    lines = guest.run(channel.read, "/proc/interrupts").splitlines()
-    numbers = [line.split()[1:] for line in lines if line.endswith("tcp_sm")]
-    return sum(int(word) for line in numbers for word in itertools.takewhile(str.isdigit, line))
-
-
-@pytest.fixture
-def spin(lab: Lab) -> Iterator[Callable[[int], None]]:
-    """Say how long blocking receives look at the ring before they sleep, in both guests (us)."""
-    before = [guest.run(channel.read, SPIN).strip() for guest in lab.guests]
-
-    def set_spin(microseconds: int) -> None:
-        for guest in lab.guests:
-            guest.run(channel.write, SPIN, str(microseconds))
-
-    yield set_spin
-    for guest, value in zip(lab.guests, before, strict=True):
-        guest.run(channel.write, SPIN, value)
-
-
-@pytest.fixture(params=[0, LONG], ids=["sleep", "spin"])
+@pytest.fixture(params=[0, LONG_SPIN], ids=["sleep", "spin"])
 def patience(request: pytest.FixtureRequest, spin: Callable[[int], None]) -> None:
     """Both ways of waiting."""
     spin(request.param)
@@ -62,11 +38,11 @@ def test_an_awake_reader_costs_no_bell(played: Scene, patience: None) -> None:
     asleep.done(0.2)
     played.send(client, b"x")
     assert asleep.result() == b"x"
-    before = bells(played.there)
+    before = played.there.bells()
     for _ in range(20):
         played.send(client, b"y")
     played.arrived(server, 20)
-    assert bells(played.there) == before
+    assert played.there.bells() == before
     assert server.recv(20) == b"y" * 20
 
 
@@ -89,17 +65,17 @@ def count_bells(scene: Scene) -> int:
     """Of a ping-pong between blocking ends."""
     client, server = scene.pair(blocking=True)
     call = scene.two.later(answer_all, server, ROUNDS)
-    before = [bells(guest) for guest in scene.lab.guests]
+    before = scene.lab.bells()
     assert scene.one.run(ask_all, client, ROUNDS) == ROUNDS
     call.result()
-    return sum(bells(guest) for guest in scene.lab.guests) - sum(before)
+    return scene.lab.bells() - before
 
 
 def test_spinning_readers_ring_less(played: Scene, spin: Callable[[int], None]) -> None:
     """Each sleeping receive costs a bell, few spinning ones do."""
     spin(0)
     asleep = count_bells(played)
-    spin(LONG)
+    spin(LONG_SPIN)
     # On a busy host, whom we wait for may not run in time.
     awake = min(count_bells(played) for _ in range(3))
     assert asleep > ROUNDS / 2, "sleeping readers were woken by something else than bells"
@@ -119,9 +95,9 @@ def spent(sock: socket.socket, waits: int) -> float:
 
 def test_spinning_in_vain_ends(played: Scene, spin: Callable[[int], None]) -> None:
     """Of 60 waits only a few look at the ring: the 2nd, the 4th, the 8th..."""
-    spin(LONG)
+    spin(LONG_SPIN)
     client, server = played.pair(blocking=True)
-    assert played.two.run(spent, server, 60) < 60 * LONG / 1e6 / 3
+    assert played.two.run(spent, server, 60) < 60 * LONG_SPIN / 1e6 / 3
     played.exchange(client, server)
 
 

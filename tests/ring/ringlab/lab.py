@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -47,6 +48,8 @@ RING = 64 << 10
 MEMORY = os.environ.get("TCP_SM_RING_MEMORY", "768")
 CPUS = os.environ.get("TCP_SM_RING_CPUS", "1")
 BOOT_SECONDS = 240.0
+# Microseconds for spin_us, longer than anybody takes to answer.
+LONG_SPIN = 10_000
 TROUBLE = re.compile(
     r"BUG|WARNING|Oops|general protection|Kernel panic|KASAN|UBSAN|refcount_t|corruption"
     r"|INFO: task|suspicious RCU|sleeping function|stack-protector|irq \d+: nobody cared"
@@ -219,6 +222,12 @@ class Guest:
         self.work.greet(self.serial)
         return Worker(self.work, self)
 
+    def bells(self) -> int:
+        """Interrupts that the device has sent so far, on all CPUs."""
+        lines = self.run(channel.read, "/proc/interrupts").splitlines()
+        numbers = [line.split()[1:] for line in lines if line.endswith("tcp_sm")]
+        return sum(int(word) for line in numbers for word in itertools.takewhile(str.isdigit, line))
+
     def end_worker(self) -> None:
         self.run("end")
 
@@ -299,6 +308,10 @@ class Lab:
     @property
     def region(self) -> Path:
         return self.folder / "region"
+
+    def bells(self) -> int:
+        """Of both guests."""
+        return sum(guest.bells() for guest in self.guests)
 
     def prepare(self) -> None:
         """Region files, module, initial ram disk."""
